@@ -1,1 +1,206 @@
-"""placeholder: see helper."""
+"""Builds the native library into lib_mlx/: by hand (`python build_ffi.py [DIRECTORY]`) and as hatchling's build hook.
+
+Two files come out: `liblib_mlx.so` (`.dylib`), the C library that hosts link, which knows no Python; and
+`_backend_cpXY.so`, which it loads, for the Python version that runs this script. Run the script with several
+versions to serve them all.
+
+Both are compiled here by plain compiler calls. cffi only generates C: its own build steps would link libpython
+and, under pyenv, put the build machine's library directory into the run path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+except ImportError:  # run by hand with cffi alone
+    BuildHookInterface = object
+
+ROOT = Path(__file__).resolve().parent
+NATIVE = ROOT / "native"
+INCLUDE = ROOT / "include"
+PACKAGE = ROOT / "lib_mlx"
+
+DARWIN = sys.platform == "darwin"
+SUFFIX = ".dylib" if DARWIN else ".so"
+FRONT = f"liblib_mlx{SUFFIX}"
+BACKEND = f"_backend_cp{sys.version_info.major}{sys.version_info.minor}.so"
+
+FRONT_SOURCES = ("front.c", "loader.c", "python_home.c", "paths.c", "status_table.c", "answer.c")
+BACKEND_SOURCES = ("backend.c", "interpreter.c", "threads.c", "answer.c")
+
+STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic", "-std=c11")
+FLAGS = ("-O2", "-g", "-fPIC", "-fvisibility=hidden", "-pthread", "-D_GNU_SOURCE", "-D_DARWIN_C_SOURCE")
+
+# What attach.py may use; everything else in the backend is plain C.
+CDEF = """
+    extern "Python+C" char *lm_dispatch(int operation, int64_t handle, char *json);
+    extern const int lm_backend_abi;
+    extern int lm_owns_python;
+    extern const char *lm_library;
+    void lm_publish(int64_t handle, const char *json);
+    void lm_model_ready(void);
+    void lm_attach_failed(const char *message);
+    char *strdup(const char *text);
+"""
+
+
+def main(directory: Path = PACKAGE, extra_flags: tuple[str, ...] = ()) -> list[Path]:
+    """Build whatever in `directory` is missing or was built from other sources or settings; return both files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    fingerprint = _fingerprint(extra_flags)
+    outputs = [directory / FRONT, directory / BACKEND]
+    if all(_is_current(output, fingerprint) for output in outputs):
+        return outputs
+    with tempfile.TemporaryDirectory() as scratch:
+        build = _Build(Path(scratch), extra_flags)
+        build.write_header(fingerprint)
+        for output, made in zip(outputs, (build.front(), build.backend()), strict=True):
+            _install(made, output)
+    return outputs
+
+
+def _fingerprint(extra_flags: tuple[str, ...]) -> str:
+    """Identify sources and settings. It is part of both binaries: no other record can disagree with them."""
+    digest = hashlib.sha256()
+    for path in sorted([Path(__file__), *NATIVE.iterdir(), *INCLUDE.iterdir()]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    settings = [sys.version, sys.platform, _build_prefix(), _compiler(), os.environ.get("CFLAGS", ""), extra_flags]
+    digest.update(repr(settings).encode())
+    return f"lib_mlx build {digest.hexdigest()}"
+
+
+def _is_current(output: Path, fingerprint: str) -> bool:
+    return output.is_file() and fingerprint.encode() in output.read_bytes()
+
+
+def _install(made: Path, output: Path) -> None:
+    # Never into the file itself: a running process may have it mapped.
+    new = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    new.write_bytes(made.read_bytes())
+    new.chmod(0o755)
+    new.replace(output)
+
+
+def _build_prefix() -> str:
+    # sys.prefix of a PEP 517 build is a directory that is gone afterwards.
+    return sys.base_prefix
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CC", "cc"))
+
+
+class _Build:
+    """One build in a scratch directory."""
+
+    def __init__(self, scratch: Path, extra_flags: tuple[str, ...]) -> None:
+        self.scratch = scratch
+        environment = shlex.split(os.environ.get("CFLAGS", ""))
+        self.flags = [*FLAGS, *environment, *extra_flags, f"-I{INCLUDE}", f"-I{NATIVE}", f"-I{scratch}"]
+        self.link_flags = ["-shared", *environment, *extra_flags, "-pthread"]
+
+    def write_header(self, fingerprint: str) -> None:
+        """Write lm_build.h, the settings that C has to know."""
+        values = {
+            "LM_BUILD_PREFIX": _build_prefix(),
+            "LM_MULTIARCH": sysconfig.get_config_var("MULTIARCH") or "",
+            "LM_FINGERPRINT": fingerprint,
+        }
+        lines = [f"#define {name} {_c_string(value)}\n" for name, value in values.items()]
+        (self.scratch / "lm_build.h").write_text("".join(lines))
+
+    def front(self) -> Path:
+        """Link liblib_mlx. It must resolve without Python: -z defs proves it."""
+        made = self.scratch / FRONT
+        if DARWIN:  # not run here
+            options = ["-Wl,-install_name,@rpath/" + FRONT]
+        else:
+            options = [f"-Wl,-soname,{FRONT}", "-Wl,-z,defs"]
+        # A sanitizer's symbols come from the program.
+        if any(flag.startswith("-fsanitize") for flag in self.link_flags):
+            options = [option for option in options if option != "-Wl,-z,defs"]
+        return self._link(made, [self._compile(NATIVE / name, STRICT) for name in FRONT_SOURCES], options, ["-ldl"])
+
+    def backend(self) -> Path:
+        """Link the backend. Python's symbols stay open: the front has loaded a libpython by then."""
+        headers = [f"-isystem{path}" for path in _python_headers()]
+        objects = [self._compile(NATIVE / name, (*STRICT, *headers)) for name in BACKEND_SOURCES]
+        objects.append(self._compile(self._generate_unit(), ("-std=gnu11", *headers)))
+        options = ["-Wl,-undefined,dynamic_lookup"] if DARWIN else []
+        return self._link(self.scratch / BACKEND, objects, options, [])
+
+    def _generate_unit(self) -> Path:
+        import cffi
+
+        ffi = cffi.FFI()
+        ffi.embedding_api("")  # embedding mode; the functions of lib_mlx.h are our own C
+        ffi.cdef(CDEF)
+        ffi.embedding_init_code((NATIVE / "attach.py").read_text())
+        ffi.set_source("_lib_mlx_ffi", (NATIVE / "attach.c").read_text())
+        unit = self.scratch / "attach_unit.c"
+        with contextlib.redirect_stdout(None):
+            ffi.emit_c_code(str(unit))
+        return unit
+
+    def _compile(self, source: Path, options: tuple[str, ...]) -> Path:
+        made = self.scratch / f"{source.stem}.o"
+        self._run(*self.flags, *options, "-c", str(source), "-o", str(made))
+        return made
+
+    def _link(self, made: Path, objects: list[Path], options: list[str], libraries: list[str]) -> Path:
+        exports = self.scratch / "exports"
+        if DARWIN:  # not run here
+            exports.write_text("_lib_mlx_*\n")
+            options = [*options, f"-Wl,-exported_symbols_list,{exports}"]
+        else:
+            exports.write_text("{ global: lib_mlx_*; local: *; };\n")
+            # Never unmapped: threads of ours run its code after the host's dlclose().
+            options = [*options, f"-Wl,--version-script={exports}", "-Wl,-z,nodelete"]
+        self._run(*self.link_flags, *options, "-o", str(made), *map(str, objects), *libraries)
+        return made
+
+    def _run(self, *arguments: str) -> None:
+        command = [*_compiler(), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the developer's own CC
+        if result.returncode:
+            sys.exit(f"{shlex.join(command)}\n{result.stdout}{result.stderr}")
+
+
+def _python_headers() -> set[str]:
+    return {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}
+
+
+def _c_string(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's config type is not public
+    """Hatchling's entry point: wheels and editable installs carry the built library."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Build, and add the results to a wheel. An editable install finds them in the source tree."""
+        if self.target_name != "wheel":
+            return
+        outputs = main()
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+        if version != "editable":
+            files = build_data["force_include"]
+            files.update({str(output): f"lib_mlx/{output.name}" for output in outputs})
+            files[str(INCLUDE / "lib_mlx.h")] = "lib_mlx/include/lib_mlx.h"
+
+
+if __name__ == "__main__":
+    for built in main(*map(Path, sys.argv[1:2])):
+        print(built)
