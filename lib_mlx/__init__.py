@@ -1,0 +1,61 @@
+"""Local language models inside an app.
+
+    import lib_mlx
+
+    with lib_mlx.load_model("path/to/model") as model:
+        print(model.generate("Hello").text)
+
+Importing this package imports nothing heavy; MLX and the tokenizers come with the first `load_model`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lib_mlx.errors import LibMlxError
+
+if TYPE_CHECKING:
+    from lib_mlx.api import Generation, Model, Server, load_model
+    from lib_mlx.generation import (
+        Finished,
+        Message,
+        ReasoningDelta,
+        SamplingParams,
+        TextDelta,
+        Tool,
+        ToolCall,
+        ToolCallDelta,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Finished",
+    "Generation",
+    "LibMlxError",
+    "Message",
+    "Model",
+    "ReasoningDelta",
+    "SamplingParams",
+    "Server",
+    "TextDelta",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
+    "__version__",
+    "load_model",
+]
+
+_API = frozenset({"Generation", "Model", "Server", "load_model"})
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module("lib_mlx.api" if name in _API else "lib_mlx.generation"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -92,7 +92,9 @@ def _json_object(text: bytes | str) -> dict[str, Any]:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise InvalidJson(f"The configuration is not valid JSON: {error}.", hint="Pass a JSON object in UTF-8.") from None
+        raise InvalidJson(
+            f"The configuration is not valid JSON: {error}.", hint="Pass a JSON object in UTF-8."
+        ) from None
     if not isinstance(value, dict):
         raise InvalidJson("The configuration must be a JSON object.", hint='For example {"port": 0}.')
     return value

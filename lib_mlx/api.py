@@ -1,0 +1,193 @@
+"""The Python API: the same runtime as the C library's, with types instead of JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lib_mlx.config import LoadConfig, ServerConfig, parse_config
+from lib_mlx.errors import Cancelled
+from lib_mlx.generation import (
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Message,
+    ReasoningDelta,
+    SamplingParams,
+    TextDelta,
+    Timings,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+from lib_mlx.runtime import get_runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from os import PathLike
+    from types import TracebackType
+    from typing import Self
+
+    from lib_mlx.generation import GenerationEvent
+    from lib_mlx.status import ServerStatus, Status, UnloadReport
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished answer."""
+
+    text: str
+    reasoning: str
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+class Server:
+    """A running HTTP server; a context manager that stops it."""
+
+    def __init__(self, handle: int, status: ServerStatus) -> None:
+        self._handle = handle
+        self.host = status.host or ""
+        self.port = status.port or 0
+        self.base_url = status.base_url or ""
+        """Point an OpenAI client here."""
+        self.model_id = status.model_id or ""
+
+    def stop(self) -> None:
+        """End running streams with their terminal event and close. Blocks, 6 s at most. Idempotent."""
+        get_runtime().stop_server(self._handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class Model:
+    """A loaded model; a context manager that unloads it. Every method may be called from any thread."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def status(self) -> Status:
+        """Return the model's and its server's state; never blocks."""
+        return get_runtime().status(self._handle)
+
+    def stream(
+        self,
+        prompt: str | Iterable[Message],
+        *,
+        system: str | None = None,
+        tools: Iterable[Tool] = (),
+        max_tokens: int | None = None,
+        stop: str | Iterable[str] = (),
+        thinking: bool | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> Iterator[GenerationEvent]:
+        """Generate an answer to `prompt` (a user's text, or a conversation) and yield its events as they come.
+
+        The last event is `Finished`. Leaving the iterator early cancels the generation.
+
+        Args:
+            prompt: the user's text, or the messages so far.
+            system: a system message to begin with.
+            tools: functions the model may call.
+            max_tokens: bound on the tokens of the answer, reasoning included.
+            stop: the answer ends before the first of these.
+            thinking: whether the model may reason first; None: as it was loaded.
+            sampling: how tokens are chosen; the checkpoint's defaults if None.
+
+        Raises:
+            LibMlxError: the request is refused, or generation failed.
+        """
+        from lib_mlx.engine.event_stream import ThreadEventStream
+
+        messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        if system is not None:
+            messages.insert(0, Message("system", system))
+        request = GenerationRequest(
+            messages=tuple(messages),
+            tools=tuple(tools),
+            max_tokens=max_tokens,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            thinking=thinking,
+            sampling=sampling or SamplingParams(),
+        )
+        engine = get_runtime().engine(self._handle)
+        stream = ThreadEventStream()
+        job = engine.submit(engine.prepare(request), stream)
+        try:
+            while not job.done:
+                yield from _checked(stream.get())
+        finally:
+            engine.cancel(job, Cancelled("The iterator was closed."))
+
+    def generate(self, prompt: str | Iterable[Message], **options: Any) -> Generation:
+        """Generate an answer and return it whole. Blocks. Options and errors are those of `stream`."""
+        text, reasoning, calls = [], [], []
+        for event in self.stream(prompt, **options):
+            match event:
+                case TextDelta(piece):
+                    text.append(piece)
+                case ReasoningDelta(piece):
+                    reasoning.append(piece)
+                case ToolCallDelta():
+                    calls.append(ToolCall(event.id, event.name, event.arguments))
+                case Finished():
+                    return Generation(
+                        "".join(text), "".join(reasoning), tuple(calls), event.reason, event.usage, event.timings
+                    )
+        raise AssertionError("a generation ends with Finished or raises")
+
+    def start_server(self, **config: Any) -> Server:
+        """Serve the model over HTTP; `config` is that of `ServerConfig`. Blocks until connections are accepted.
+
+        Raises:
+            InvalidArgument, AddressInUse, ServerStartFailed: see `lib_mlx.errors`.
+        """
+        status = get_runtime().start_server(self._handle, parse_config(ServerConfig, config))
+        return Server(self._handle, status.server)
+
+    def unload(self) -> UnloadReport:
+        """Stop the server, end all requests and free the memory. Blocks. The object is of no use afterwards."""
+        return get_runtime().unload(self._handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        from lib_mlx.errors import InvalidHandle
+
+        try:
+            self.unload()
+        except InvalidHandle:  # it was unloaded inside the block
+            return
+
+
+def load_model(model_path: str | PathLike[str], **config: Any) -> Model:
+    """Load a model: a directory, a `.gguf` file, or a name known to the store or the Hugging Face cache.
+
+    Blocks until it is ready, or with `wait=False` not at all (poll `Model.status`). `config` is that of
+    `lib_mlx.config.LoadConfig`.
+
+    Raises:
+        LibMlxError: see `lib_mlx.errors`; `ModelNotFound`, `CorruptModel`, `UnsupportedModel`, `InvalidArgument`.
+    """
+    parsed = parse_config(LoadConfig, {"model_path": str(model_path), **config})
+    return Model(get_runtime().load(parsed).handle)
+
+
+def _checked(events: list[GenerationEvent]) -> Iterator[GenerationEvent]:
+    for event in events:
+        if isinstance(event, Failed):
+            raise event.error
+        yield event

@@ -1,0 +1,1 @@
+"""Generation on the one thread that owns MLX."""

@@ -1,0 +1,222 @@
+"""The engine as the rest of the package sees it: load a model, prepare requests, generate, unload."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from lib_mlx import memory
+from lib_mlx.engine.detokenizer import detokenizer_factory
+from lib_mlx.engine.output_format import output_format
+from lib_mlx.engine.output_parser import ANSWER, REASONING
+from lib_mlx.engine.sampling import resolve_sampling
+from lib_mlx.engine.scheduler import Job, PreparedRequest, Scheduler
+from lib_mlx.engine.worker import get_worker
+from lib_mlx.errors import ContextLengthExceeded, CorruptModel, LibMlxError, ShuttingDown
+from lib_mlx.models.chat_template import render_prompt, tool_json
+from lib_mlx.models.loader import check_cancelled, load_tokenizer, load_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lib_mlx.engine.event_stream import EventStream
+    from lib_mlx.generation import GenerationRequest
+    from lib_mlx.models.checkpoint import Checkpoint
+    from lib_mlx.models.loader import LoadedTokenizer, Weights
+
+_UNKNOWN_CONTEXT = 8192  # tokens, for a checkpoint that states no context length
+_TOKENIZER_SHARE = 0.1  # of the progress of a load
+
+
+class EngineModel:
+    """A model in memory, ready to generate. Every method may be called from any thread."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: LoadedTokenizer,
+        scheduler: Scheduler,
+        *,
+        vocab_size: int,
+        context_length: int | None,
+        thinking: bool,
+    ) -> None:
+        own = checkpoint.context_length or _UNKNOWN_CONTEXT
+        self.context_length = min(own, context_length) if context_length else own
+        """The most tokens a prompt and its completion may have together."""
+        self.vocab_size = vocab_size
+        self._checkpoint = checkpoint
+        self._tokenizer = tokenizer
+        self._thinking = thinking
+        self._scheduler = scheduler
+        self._format = output_format(tokenizer.wrapper)
+        hidden = frozenset(tokenizer.wrapper.all_special_ids) - self._marker_ids()
+        self._new_detokenizer = detokenizer_factory(
+            tokenizer.wrapper.backend_tokenizer, hidden, tokenizer.wrapper.decode
+        )
+
+    def prepare(self, request: GenerationRequest) -> PreparedRequest:
+        """Check `request` against this model and tokenise it. Takes CPU time: not for an event loop.
+
+        Raises:
+            ContextLengthExceeded: the prompt leaves no room for a token of completion.
+            InvalidArgument: the chat template or the vocabulary refuses something.
+        """
+        thinking = self._thinking if request.thinking is None else request.thinking
+        prompt = render_prompt(
+            self._tokenizer,
+            request.messages,
+            request.tools,
+            thinking=thinking,
+            template_kwargs=request.template_kwargs,
+        )
+        room = self.context_length - len(prompt)
+        if room < 1:
+            raise ContextLengthExceeded(
+                f"The prompt has {len(prompt)} tokens; this model's context holds {self.context_length}, "
+                "with at least one for the completion.",
+                hint="Shorten the messages or the tools.",
+                param="messages",
+            )
+        if not prompt or not 0 <= min(prompt) <= max(prompt) < self.vocab_size:
+            raise CorruptModel(
+                "The chat template gave no token or one outside the model's vocabulary.",
+                hint="Tokenizer and weights do not fit together; fetch the model again.",
+            )
+        return PreparedRequest(
+            prompt=prompt,
+            max_tokens=min(request.max_tokens or room, room),
+            sampling=resolve_sampling(request.sampling, self._checkpoint.generation_config, self.vocab_size),
+            stop=request.stop,
+            tools=[tool_json(tool) for tool in request.tools] or None,
+            parallel_tool_calls=request.parallel_tool_calls,
+            output_format=self._format if request.tools else self._format.without_tools(),
+            initial_state=self._initial_state(prompt),
+            detokenizer=self._new_detokenizer(),
+        )
+
+    def submit(self, request: PreparedRequest, stream: EventStream) -> Job:
+        """Start generating; events arrive at `stream`. Returns at once with the job, to cancel it by."""
+        job = Job(request, stream)
+        get_worker().post(lambda: self._scheduler.add(job))
+        return job
+
+    def cancel(self, job: Job, error: LibMlxError) -> None:
+        """End `job` with `Failed(error)` between two steps, whether it waits, prefills or decodes."""
+        get_worker().post(lambda: job.cancel(error))
+
+    def suspend(self) -> None:
+        """Evaluate nothing more until `resume`; requests wait. Returns when the running step has ended."""
+        get_worker().run(self._set_suspended, True)
+
+    def resume(self) -> None:
+        """Go on where `suspend` stopped."""
+        get_worker().run(self._set_suspended, False)
+
+    def unload(self) -> None:
+        """End every request and give the memory back. The object is of no use afterwards."""
+        worker = get_worker()
+
+        def end_requests() -> None:
+            worker.discard(self._scheduler)
+            self._scheduler.fail_all(ShuttingDown("The model is being unloaded.", hint="Load it again."))
+            for stream, events in self._scheduler.step():
+                with contextlib.suppress(RuntimeError):
+                    stream.outlet.post([(stream, events)])
+
+        worker.run(end_requests)
+        del self._scheduler, self._tokenizer, self._new_detokenizer
+        worker.run(memory.release)
+
+    def _set_suspended(self, value: bool) -> None:
+        self._scheduler.suspended = value
+
+    def _initial_state(self, prompt: list[int]) -> str:
+        """A template that ends with an opened reasoning block has the model start inside it."""
+        wrapper = self._tokenizer.wrapper
+        if not wrapper.has_thinking:
+            return ANSWER
+        opened, closed = wrapper.rfind_think_start(prompt), wrapper.rfind_think_end(prompt)
+        return REASONING if opened > closed and not self._turn_ended(prompt, opened) else ANSWER
+
+    def _turn_ended(self, prompt: list[int], start: int) -> bool:
+        """Whether a turn's end follows `start`: the block was opened in an earlier turn, or quoted by a user."""
+        return not self._tokenizer.wrapper.eos_token_ids.isdisjoint(prompt[start:])
+
+    def _marker_ids(self) -> frozenset[int]:
+        """Special tokens that the output parser must see."""
+        wrapper = self._tokenizer.wrapper
+        text = "".join(marker for edges in self._format.transitions.values() for marker, _ in edges)
+        return frozenset(
+            index for index in wrapper.all_special_ids if (wrapper.convert_ids_to_tokens(index) or "\0") in text
+        )
+
+
+def load(
+    checkpoint: Checkpoint,
+    *,
+    context_length: int | None = None,
+    thinking: bool = True,
+    progress: Callable[[float, str], None] = lambda _fraction, _stage: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> EngineModel:
+    """Load `checkpoint`: the weights on the engine thread, the tokenizer meanwhile on another. Blocks.
+
+    Args:
+        checkpoint: the directory, inspected.
+        context_length: upper bound in tokens; the checkpoint's own if None.
+        thinking: whether templates may open a reasoning block by default.
+        progress: told the fraction done (0 to 1) and the stage, from several threads.
+        cancelled: asked every 64 MiB.
+
+    Raises:
+        LoadCancelled, CorruptModel, UnsupportedModel: see `lib_mlx.errors`.
+    """
+    worker = get_worker()
+    check_cancelled(cancelled)
+    progress(_TOKENIZER_SHARE, "weights")
+    weights = worker.submit(
+        _load_weights,
+        checkpoint,
+        lambda part: progress(_TOKENIZER_SHARE + (1 - 2 * _TOKENIZER_SHARE) * part, "weights"),
+        cancelled,
+    )
+    try:
+        tokenizer = load_tokenizer(checkpoint)
+        loaded = weights.result()
+        progress(1 - _TOKENIZER_SHARE, "tokenizer")
+        scheduler = worker.run(_start_scheduler, loaded, frozenset(tokenizer.wrapper.eos_token_ids))
+        model = EngineModel(
+            checkpoint,
+            tokenizer,
+            scheduler,
+            vocab_size=loaded.vocab_size,
+            context_length=context_length,
+            thinking=thinking,
+        )
+        check_cancelled(cancelled)
+    except BaseException:
+        with contextlib.suppress(LibMlxError):
+            weights.result()  # the engine thread still reads the checkpoint
+        del weights
+        worker.run(memory.release)
+        raise
+    progress(1.0, "ready")
+    return model
+
+
+def _load_weights(checkpoint: Checkpoint, progress: Callable[[float], None], cancelled: Callable[[], bool]) -> Weights:
+    if mx.default_device() == mx.cpu:
+        # On the CPU, MLX compiles fused kernels by running g++ in a world-writable /tmp/mlx, through system(),
+        # which interrupts the host's system calls. Decoding SmolLM2 is as fast without (8.7 and 8.9 tokens/s).
+        mx.disable_compile()
+    return load_weights(checkpoint, progress, cancelled)
+
+
+def _start_scheduler(weights: Weights, eos: frozenset[int]) -> Scheduler:
+    chunk = 64 if mx.default_device() == mx.cpu else 512  # tokens: some 0.1 s of work either way
+    scheduler = Scheduler(weights.network, eos, prefill_chunk=chunk)
+    get_worker().add(scheduler)
+    return scheduler

@@ -1,0 +1,134 @@
+"""How the next token is chosen: samplers and logits processors of one request. Engine thread only.
+
+A sampler takes log-probabilities of shape (rows, vocabulary) and returns token ids of shape (rows,); a
+processor takes the tokens so far and logits of shape (1, vocabulary) and returns logits.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from lib_mlx.errors import InvalidArgument
+from lib_mlx.models.upstream import apply_min_p, apply_top_k, apply_top_p, greedy_sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lib_mlx.generation import SamplingParams
+
+Sampler = Callable[[mx.array], mx.array]
+Processor = Callable[[mx.array, mx.array], mx.array]
+
+GREEDY: Sampler = greedy_sampler
+"""The one sampler of all greedy requests: rows that share a sampler are sampled in one call."""
+
+
+@dataclass(frozen=True)
+class ResolvedSampling:
+    """`SamplingParams` with every default filled in and every value checked against the model."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: tuple[tuple[int, float], ...]
+    seed: int
+
+
+def resolve_sampling(params: SamplingParams, defaults: Mapping[str, Any], vocab_size: int) -> ResolvedSampling:
+    """Fill in the checkpoint's `defaults` (its generation_config.json), then the neutral values. Any thread.
+
+    Raises:
+        InvalidArgument: a token id is outside the vocabulary: MLX would write out of bounds.
+    """
+    for token, _ in params.logit_bias:
+        if not 0 <= token < vocab_size:
+            raise InvalidArgument(
+                f"logit_bias names the token {token}; this model has tokens 0 to {vocab_size - 1}.",
+                hint="Use token ids of this model's own tokenizer.",
+                param="logit_bias",
+            )
+
+    def pick(name: str, neutral: float) -> float:
+        given = getattr(params, name)
+        default = defaults.get(name)
+        usable = isinstance(default, (int, float)) and not isinstance(default, bool) and defaults.get("do_sample", True)
+        return float(given if given is not None else default if usable and default is not None else neutral)
+
+    top_k = int(pick("top_k", 0))
+    return ResolvedSampling(
+        temperature=pick("temperature", 1.0),
+        top_p=pick("top_p", 1.0),
+        top_k=top_k if top_k < vocab_size else 0,  # every token is among the top `vocab_size`
+        min_p=pick("min_p", 0.0),
+        repetition_penalty=pick("repetition_penalty", 1.0),
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=params.logit_bias,
+        seed=secrets.randbits(63) if params.seed is None else params.seed % (1 << 64),
+    )
+
+
+def make_sampler(params: ResolvedSampling) -> Sampler:
+    """Return the sampler of one request; all greedy requests share one, so that a batch samples in one call.
+
+    The order of the filters is mlx-lm's. Random numbers come from a key of the request's own: what its
+    neighbours in the batch do cannot change its tokens.
+    """
+    if params.temperature == 0 or params.top_k == 1 or params.top_p == 0:
+        return GREEDY
+    filters: list[Sampler] = []
+    if params.top_p < 1:
+        filters.append(lambda logprobs: apply_top_p(logprobs, params.top_p))
+    if params.min_p > 0:
+        filters.append(lambda logprobs: apply_min_p(logprobs, params.min_p))
+    if params.top_k > 0:
+        filters.append(lambda logprobs: apply_top_k(logprobs, params.top_k))
+    scale = 1 / params.temperature
+    key = mx.random.key(params.seed)
+
+    def sample(logprobs: mx.array) -> mx.array:
+        nonlocal key
+        for narrow in filters:
+            logprobs = narrow(logprobs)
+        key, now = mx.random.split(key)
+        return mx.random.categorical(logprobs * scale, key=now)
+
+    return sample
+
+
+def make_processors(params: ResolvedSampling, prompt_length: int) -> list[Processor]:
+    """Return the logits processors of one request with `prompt_length` tokens of prompt."""
+    processors: list[Processor] = []
+    if params.repetition_penalty != 1:
+        processors.append(lambda tokens, logits: _repetition(tokens, logits, params.repetition_penalty))
+    presence, frequency = params.presence_penalty, params.frequency_penalty
+    if presence or frequency:
+        processors.append(lambda tokens, logits: _occurrence(tokens[prompt_length:], logits, presence, frequency))
+    if params.logit_bias:
+        ids = mx.array([token for token, _ in params.logit_bias])
+        values = mx.array([value for _, value in params.logit_bias])
+        processors.append(lambda _, logits: logits.at[:, ids].add(values.astype(logits.dtype)))
+    return processors
+
+
+def _repetition(tokens: mx.array, logits: mx.array, penalty: float) -> mx.array:
+    seen = logits[:, tokens]
+    logits[:, tokens] = mx.where(seen < 0, seen * penalty, seen / penalty)
+    return logits
+
+
+def _occurrence(output: mx.array, logits: mx.array, presence: float, frequency: float) -> mx.array:
+    """Apply OpenAI's penalties: `presence` once per token in `output`, `frequency` per occurrence."""
+    if output.size == 0:
+        return logits
+    counts = mx.zeros((logits.shape[-1],), logits.dtype).at[output].add(mx.array(1, logits.dtype))
+    return logits - frequency * counts - presence * (counts > 0)

@@ -1,0 +1,153 @@
+"""The vocabulary of generation, shared by the engine, the server's dialects and the Python API.
+
+A dialect (or the Python API) turns its input into a `GenerationRequest`; the engine answers with a stream of
+`GenerationEvent`s that ends with exactly one `Finished` or `Failed`. Nothing here knows HTTP or MLX.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lib_mlx.errors import LibMlxError
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool by the model; `arguments` is JSON text, as the model meant it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation, free of any dialect."""
+
+    role: Role
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function the model may call; `parameters` is its JSON Schema."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen. None means: the checkpoint's own default, else the neutral value."""
+
+    temperature: float | None = None
+    """0 is greedy."""
+    top_p: float | None = None
+    top_k: int | None = None
+    """0 is off."""
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    """Over prompt and output (Keskar et al. 2019, arXiv:1909.05858); 1 is off."""
+    presence_penalty: float = 0.0
+    """Subtracted once from each token already in the output, as OpenAI defines it."""
+    frequency_penalty: float = 0.0
+    """Subtracted per occurrence in the output, as OpenAI defines it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    """The same seed, request and model give the same tokens, alone or in a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """Everything one generation depends on."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    parallel_tool_calls: bool = True
+    """False: generation ends after the first tool call."""
+    sampling: SamplingParams = SamplingParams()
+    stop: tuple[str, ...] = ()
+    """The answer ends before the first of these; they are looked for in the answer's text, not in reasoning."""
+    max_tokens: int | None = None
+    """None: up to the context's end."""
+    thinking: bool | None = None
+    """Whether the template may open a reasoning block; None: as the model was loaded."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables for the chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request. `completion` includes `reasoning` and the end token."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Durations in seconds: waiting, prompt processing, generation, and submission to first token."""
+
+    queue: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    ttft: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """A piece of the model's reasoning."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A tool call, or a further piece of the arguments of the call with the same `index`."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end of a generation that went well."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The end of a generation that did not: cancelled, or an error after it was admitted."""
+
+    error: LibMlxError
+    usage: Usage = Usage()
+
+
+Delta = ReasoningDelta | TextDelta | ToolCallDelta
+GenerationEvent = Delta | Finished | Failed

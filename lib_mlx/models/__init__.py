@@ -1,0 +1,1 @@
+"""Checkpoints: where they live, what they hold, how they are loaded."""

@@ -1,0 +1,127 @@
+"""From a conversation to prompt tokens, by the checkpoint's own chat template."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+from lib_mlx.errors import InvalidArgument, UnsupportedFeature
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from lib_mlx.generation import Message, Tool, ToolCall
+    from lib_mlx.models.loader import LoadedTokenizer
+
+_RESERVED = frozenset({
+    "messages", "conversation", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize",
+    "continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict",
+    "return_assistant_tokens_mask", "tokenizer_kwargs", "enable_thinking", "load_audio_from_video",
+})  # fmt: skip
+
+
+def render_prompt(
+    tokenizer: LoadedTokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    *,
+    thinking: bool,
+    template_kwargs: Mapping[str, Any],
+) -> list[int]:
+    """Return the prompt's tokens, with the template's opening of the assistant's turn at its end.
+
+    Any thread; blocks while another thread uses the same tokenizer.
+
+    Raises:
+        UnsupportedFeature: the checkpoint has no chat template.
+        InvalidArgument: the template refuses these messages, or a variable's name is reserved.
+    """
+    wrapper = tokenizer.wrapper
+    if not wrapper.has_chat_template:
+        raise UnsupportedFeature(
+            "This model has no chat template.", hint="Use an instruction-tuned checkpoint.", param="messages"
+        )
+    if reserved := _RESERVED.intersection(template_kwargs):
+        name = min(reserved)
+        raise InvalidArgument(
+            f"The template variable {name!r} is set by the server.",
+            hint="Remove it.",
+            param=f"chat_template_kwargs.{name}",
+        )
+    turns = to_template_messages(messages, (wrapper.think_start, wrapper.think_end))
+    try:
+        with tokenizer.lock:
+            tokens = wrapper.apply_chat_template(
+                turns,
+                tools=[tool_json(tool) for tool in tools] or None,
+                add_generation_prompt=True,
+                enable_thinking=thinking,
+                **template_kwargs,
+            )
+    except Exception as error:  # a template is a program of the checkpoint's author and raises what it likes
+        raise InvalidArgument(
+            f"The model's chat template refuses these messages: {error}.",
+            hint="Check the roles and their order.",
+            param="messages",
+        ) from error
+    return list(tokens)
+
+
+def tool_json(tool: Tool) -> dict[str, Any]:
+    """Return `tool` as chat templates and mlx-lm's tool parsers expect it."""
+    function = {"name": tool.name, "description": tool.description, "parameters": dict(tool.parameters)}
+    return {"type": "function", "function": function}
+
+
+def to_template_messages(
+    messages: Sequence[Message], think: tuple[str | None, str | None] = (None, None)
+) -> list[dict[str, Any]]:
+    """Return `messages` as templates expect them.
+
+    The reasoning of earlier turns is dropped, whether it came apart or inside the content: models are trained
+    without it. The turn in progress (after the last user message) keeps it, for tool calls made while thinking.
+    """
+    last_user = max((index for index, turn in enumerate(messages) if turn.role == "user"), default=-1)
+    return [_template_message(turn, index > last_user, think) for index, turn in enumerate(messages)]
+
+
+def _template_message(turn: Message, current: bool, think: tuple[str | None, str | None]) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    if turn.role == "assistant":
+        if not current:
+            message["content"] = strip_reasoning(turn.content, think)
+        elif turn.reasoning:
+            message["reasoning_content"] = turn.reasoning
+    if turn.tool_calls:
+        message["tool_calls"] = list(_template_calls(turn.tool_calls))
+    if turn.tool_call_id is not None:
+        message["tool_call_id"] = turn.tool_call_id
+    if turn.name is not None:
+        message["name"] = turn.name
+    return message
+
+
+def _template_calls(calls: Iterable[ToolCall]) -> Iterable[dict[str, Any]]:
+    for call in calls:
+        # Templates print arguments with `tojson` and so need the object, not its text.
+        try:
+            arguments = json.loads(call.arguments) if call.arguments.strip() else {}
+        except ValueError:
+            raise InvalidArgument(
+                f"The arguments of the tool call {call.id!r} are not JSON.",
+                hint="Send them back as the model wrote them.",
+                param="messages",
+            ) from None
+        yield {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+
+def strip_reasoning(content: str, think: tuple[str | None, str | None]) -> str:
+    """Return `content` without reasoning blocks, opened in the text or already in the prompt."""
+    start, end = think
+    if not start or not end or end not in content:
+        return content
+    content = re.sub(f"{re.escape(start)}.*?{re.escape(end)}", "", content, flags=re.DOTALL)
+    if end in content:  # the block was opened by the template and is not part of the text
+        content = content.rpartition(end)[2]
+    return content.lstrip()

@@ -1,0 +1,150 @@
+"""From a model directory to a model in memory.
+
+The tokenizer is read on the calling thread while the engine thread maps and evaluates the weights: MLX arrays
+belong to the thread that made them.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lib_mlx.errors import CorruptModel, LibMlxError, LoadCancelled, UnsupportedModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlx.nn.layers.base import Module
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    from lib_mlx.models.checkpoint import Checkpoint
+
+_EVAL_BYTES = 64 << 20  # weights read between two looks at the cancel flag
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The network, evaluated. Only the engine thread may touch it."""
+
+    network: Module
+    vocab_size: int
+    """The width of the logits: any token id must be below it."""
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A checkpoint's tokenizer. Hugging Face's fast tokenizers are not thread-safe: hold `lock` around calls."""
+
+    wrapper: TokenizerWrapper
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def load_weights(checkpoint: Checkpoint, progress: Callable[[float], None], cancelled: Callable[[], bool]) -> Weights:
+    """Map the weights and evaluate them, then run one token to find the width of the logits. Engine thread only.
+
+    Args:
+        checkpoint: the directory, inspected.
+        progress: told the fraction of the weights that is in memory.
+        cancelled: asked between slices of about 64 MiB.
+
+    Raises:
+        LoadCancelled: `cancelled` said so.
+        UnsupportedModel: mlx-lm does not know the architecture.
+        CorruptModel: the weights do not fit the architecture.
+    """
+    from lib_mlx.models.upstream import load_model
+
+    try:
+        network, _ = load_model(checkpoint.path, lazy=True)
+    except Exception as error:  # mlx-lm raises whatever Python raises for a checkpoint it cannot read
+        raise _load_error(checkpoint, error) from error
+    try:
+        _evaluate(network, progress, cancelled)
+        return Weights(network, _logits_width(network))
+    except LibMlxError:
+        raise
+    except Exception as error:
+        raise CorruptModel(
+            f"The weights of {checkpoint.path} do not work: {error}.", hint="Fetch or convert the model again."
+        ) from error
+
+
+def _load_error(checkpoint: Checkpoint, error: Exception) -> LibMlxError:
+    if isinstance(error, ValueError) and "not supported" in str(error):
+        return UnsupportedModel(
+            f"The architecture {checkpoint.model_type!r} is not supported.",
+            hint="mlx-lm lists what it supports; vision models need the extra lib-mlx[vision].",
+        )
+    detail = str(error).split("\n", 1)[0][:300]
+    return CorruptModel(
+        f"The checkpoint at {checkpoint.path} cannot be loaded: {type(error).__name__}: {detail}.",
+        hint="Its config.json and weights do not fit together; fetch or convert the model again.",
+    )
+
+
+def _evaluate(network: Module, progress: Callable[[float], None], cancelled: Callable[[], bool]) -> None:
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    parameters: Any = tree_flatten(network.parameters())  # type: ignore[no-untyped-call]
+    arrays: list[mx.array] = [array for _, array in parameters]
+    total = sum(array.nbytes for array in arrays) or 1
+    done = pending = 0
+    batch = []
+    for array in arrays:
+        batch.append(array)
+        pending += array.nbytes
+        if pending >= _EVAL_BYTES or array is arrays[-1]:
+            check_cancelled(cancelled)
+            mx.eval(batch)
+            done, pending, batch = done + pending, 0, []
+            progress(done / total)
+
+
+def _logits_width(network: Module) -> int:
+    """Run one token: it also compiles kernels and touches every weight before the first request waits for it."""
+    import mlx.core as mx
+
+    from lib_mlx.models.upstream import make_prompt_cache
+
+    logits = network(mx.array([[0]]), cache=make_prompt_cache(network))
+    mx.eval(logits)
+    return int(logits.shape[-1])
+
+
+def check_cancelled(cancelled: Callable[[], bool]) -> None:
+    """Raise `LoadCancelled` if `cancelled` says so."""
+    if cancelled():
+        raise LoadCancelled("The load was cancelled.", hint="Load the model again when it is wanted.")
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
+    """Read the tokenizer, its chat template and its markers. Any thread; no MLX.
+
+    Raises:
+        CorruptModel: the tokenizer's files are missing or damaged.
+    """
+    from lib_mlx.models import upstream
+
+    # Without this answer transformers asks on the host's terminal whether to run a checkpoint's code.
+    extra: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        wrapper = upstream.load_tokenizer(checkpoint.path, extra, eos_token_ids=_eos_ids(checkpoint))
+    except Exception as error:
+        detail = str(error).split("\n", 1)[0][:300]
+        raise CorruptModel(
+            f"The tokenizer of {checkpoint.path} cannot be loaded: {detail}.", hint="Fetch the model again."
+        ) from error
+    return LoadedTokenizer(wrapper)
+
+
+def _eos_ids(checkpoint: Checkpoint) -> list[int] | None:
+    """Return the end tokens; generation_config.json goes before config.json, as in transformers."""
+    for source in (checkpoint.generation_config, checkpoint.config, checkpoint.config.get("text_config") or {}):
+        value = source.get("eos_token_id")
+        if isinstance(value, int):
+            return [value]
+        if isinstance(value, list) and value:
+            return [int(item) for item in value]
+    return None

@@ -1,0 +1,56 @@
+"""The one place that touches mlx-lm's internal interfaces (pinned to 0.32; tests/models/test_upstream.py).
+
+Public in mlx-lm are `load`, `generate` and their relatives, which own the whole process and serve one request
+at a time. Everything re-exported here is module-level but unversioned.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_import_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _unchanged_host() -> Iterator[None]:
+    """Keep `import mlx_lm` from lowering the process's descriptor limit (mlx_lm/utils.py:39).
+
+    The limit is the host's; where it is below 4096 the import would even fail.
+    """
+    import resource
+
+    with _import_lock:
+        original = resource.setrlimit
+        resource.setrlimit = lambda *_: None
+        try:
+            yield
+        finally:
+            resource.setrlimit = original
+
+
+with _unchanged_host():
+    from mlx_lm.generate import BatchGenerator, StopSequences, TextStateMachine
+    from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, greedy_sampler
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+    from mlx_lm.tokenizer_utils import load as load_tokenizer
+    from mlx_lm.utils import load_model
+
+__all__ = [
+    "BatchGenerator",
+    "StopSequences",
+    "TextStateMachine",
+    "TokenizerWrapper",
+    "apply_min_p",
+    "apply_top_k",
+    "apply_top_p",
+    "greedy_sampler",
+    "load_model",
+    "load_tokenizer",
+    "make_prompt_cache",
+]

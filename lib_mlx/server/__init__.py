@@ -1,0 +1,1 @@
+"""The HTTP server: dialects over one engine. Never imports MLX."""

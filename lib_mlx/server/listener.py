@@ -1,0 +1,138 @@
+"""One HTTP server in a thread of its own, with its own event loop: started, reachable, surely stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from lib_mlx.errors import AddressInUse, InvalidArgument, LibMlxError, ServerStartFailed
+from lib_mlx.server.app import ServerState, create_app
+
+if TYPE_CHECKING:
+    from lib_mlx.registry import Registry
+
+log = logging.getLogger(__name__)
+
+_SO_NOSIGPIPE = 0x1022  # Darwin; Python has no name for it
+_START_TIMEOUT_S = 10.0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, telling when it accepts connections."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepting = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then tell."""
+        await super().startup(sockets)
+        self.accepting.set()
+
+
+class Listener:
+    """Serves `registry` on `host`:`port`. `start` once, `stop` once; any thread."""
+
+    def __init__(self, registry: Registry, *, host: str, port: int, queue_limit: int) -> None:
+        self._socket = _bind(host, port)
+        self.host = host
+        self.port: int = self._socket.getsockname()[1]
+        self._state = ServerState(registry, queue_limit)
+        config = uvicorn.Config(
+            create_app(self._state),
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+        self._server = _Server(config)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=f"lib_mlx-server-{self.port}", daemon=True)
+
+    @property
+    def base_url(self) -> str:
+        """The root of the API for clients; OpenAI's may append `/v1` or not."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def start(self) -> None:
+        """Block until the server accepts connections.
+
+        Raises:
+            ServerStartFailed: it does not, within ten seconds.
+        """
+        self._thread.start()
+        if not self._server.accepting.wait(_START_TIMEOUT_S):
+            self.stop(0)
+            raise ServerStartFailed(f"The server did not start: {self._failure or 'timeout'}.")
+
+    def stop(self, deadline_s: float = 5.0) -> bool:
+        """End running streams with their terminal event, then close. Returns whether all ended in time.
+
+        Blocks for `deadline_s` at most, plus one second in which connections are cut.
+        """
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(self._state.sessions.close)
+            except RuntimeError:
+                log.debug("the loop closed meanwhile")
+        self._server.should_exit = True
+        self._thread.join(deadline_s)
+        if self._thread.is_alive():
+            self._server.force_exit = True
+            self._thread.join(1)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner() as runner:
+                self._loop = runner.get_loop()
+                runner.run(self._server.serve(sockets=[self._socket]))
+        except BaseException as error:
+            self._failure = error
+            log.debug("the server ended", exc_info=error)
+        finally:
+            self._socket.close()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a bound socket: the caller learns at once that a port is taken, and which one 0 became."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise InvalidArgument(
+            f"The host {host!r} cannot be resolved: {error}.", hint="Use 127.0.0.1.", param="host"
+        ) from None
+    listening = socket.socket(family, kind, proto)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "darwin":  # a thread's signal mask does not keep SIGPIPE from the process there
+            listening.setsockopt(socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        raise _bind_error(host, port, error) from None
+    listening.set_inheritable(False)
+    return listening
+
+
+def _bind_error(host: str, port: int, error: OSError) -> LibMlxError:
+    if error.errno == errno.EADDRINUSE:
+        return AddressInUse(f"{host}:{port} is taken.", hint="Use another port, or 0 for a free one.", param="port")
+    return ServerStartFailed(
+        f"Cannot listen on {host}:{port}: {error.strerror}.",
+        hint="Ports below 1024 need privileges; the host must be an address of this machine.",
+    )

@@ -1,0 +1,235 @@
+"""The body of `POST /v1/chat/completions` and what it means for the engine.
+
+Fields beyond OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `thinking`, `chat_template_kwargs`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from lib_mlx.errors import InvalidArgument
+from lib_mlx.generation import GenerationRequest, Message, Role, Tool, ToolCall
+from lib_mlx.server.http import WireModel
+from lib_mlx.server.openai.common import (
+    Bias,
+    FunctionName,
+    Penalty,
+    Probability,
+    StopSequences,
+    Temperature,
+    refuse,
+    refuse_unless,
+    sampling,
+    thinking,
+)
+
+
+class ContentPart(WireModel):
+    """One part of a message's content. Only text is understood; the rest is parsed to be refused by name."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+    image_url: Any = None
+    input_audio: Any = None
+    file: Any = None
+    prompt_cache_breakpoint: Any = None
+
+
+class FunctionCall(WireModel):
+    """The function of a tool call in a conversation's history."""
+
+    name: FunctionName
+    arguments: str
+
+
+class HistoryToolCall(WireModel):
+    """A tool call of an earlier assistant message."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+    index: int | None = None
+
+
+class ChatMessage(WireModel):
+    """One message; which fields may be set depends on the role."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: list[HistoryToolCall] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+class FunctionDefinition(WireModel):
+    """A function the model may call."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolDefinition(WireModel):
+    """A tool; only functions exist."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class StreamOptions(WireModel):
+    """Options of a streamed answer."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class ChatRequest(WireModel):
+    """The whole body."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: StopSequences | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Probability | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Bias] | None = None
+    seed: int | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    thinking: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    # Fields that identify the caller or hint at caching: they change nothing here, as OpenAI documents them.
+    user: str | None = None
+    safety_identifier: str | None = None
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    # Fields that are refused unless they ask for what happens anyway.
+    n: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: Any = None
+    store: bool | None = None
+    service_tier: str | None = None
+    modalities: list[str] | None = None
+    verbosity: str | None = None
+    audio: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
+    functions: Any = None
+    function_call: Any = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with a chunk of token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def to_generation(body: ChatRequest) -> GenerationRequest:
+    """Return the engine's request.
+
+    Raises:
+        UnsupportedFeature: an option cannot be honoured.
+        InvalidArgument: fields contradict each other.
+    """
+    _refuse_unsupported(body)
+    if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
+        raise InvalidArgument(
+            "'max_tokens' and 'max_completion_tokens' contradict each other.",
+            hint="Give one of them.",
+            param="max_completion_tokens",
+        )
+    return GenerationRequest(
+        messages=tuple(_message(message, f"messages.{index}") for index, message in enumerate(body.messages)),
+        tools=_tools(body),
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        sampling=sampling(body),
+        stop=tuple(body.stop or ()),
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        thinking=thinking(body.reasoning_effort, body.thinking),
+        template_kwargs=body.chat_template_kwargs or {},
+    )
+
+
+def _refuse_unsupported(body: ChatRequest) -> None:
+    refuse_unless("n", body.n, 1, why="one answer per request")
+    refuse_unless("logprobs", body.logprobs, False, why="token probabilities are not reported")
+    refuse_unless("top_logprobs", body.top_logprobs, 0, why="token probabilities are not reported")
+    refuse_unless("response_format", body.response_format, {"type": "text"}, why="only text can be promised")
+    refuse_unless("store", body.store, False, why="completions are not stored")
+    refuse_unless("service_tier", body.service_tier, "auto", "default", why="there is one tier")
+    refuse_unless("modalities", body.modalities, ["text"], why="this model writes text")
+    refuse_unless("verbosity", body.verbosity, "medium", why="this model has no such control")
+    if body.stream_options is not None and not body.stream:
+        raise InvalidArgument(
+            "'stream_options' is only allowed with 'stream': true.", hint="Remove it.", param="stream_options"
+        )
+    for param in ("audio", "prediction", "web_search_options", "functions", "function_call"):
+        refuse_unless(param, getattr(body, param), why="this server does not offer it")
+    for index, tool in enumerate(body.tools or ()):
+        refuse_unless(f"tools.{index}.function.strict", tool.function.strict, False, why="arguments are not enforced")
+
+
+def _tools(body: ChatRequest) -> tuple[Tool, ...]:
+    if body.tool_choice not in (None, "auto", "none"):
+        refuse("tool_choice", "a tool call cannot be forced", hint="Use 'auto' or 'none'.")
+    if body.tool_choice == "none":
+        return ()
+    return tuple(
+        Tool(tool.function.name, tool.function.description or "", tool.function.parameters or {"type": "object"})
+        for tool in body.tools or ()
+    )
+
+
+def _message(message: ChatMessage, where: str) -> Message:
+    role: Role = "system" if message.role == "developer" else message.role
+    if message.tool_calls and role != "assistant":
+        raise InvalidArgument("Only assistant messages have tool calls.", param=f"{where}.tool_calls")
+    if role == "tool" and not message.tool_call_id:
+        raise InvalidArgument("A tool message needs the id of the call it answers.", param=f"{where}.tool_call_id")
+    if message.content is None and role != "assistant":
+        raise InvalidArgument("The message has no content.", param=f"{where}.content")
+    return Message(
+        role=role,
+        content=_text(message.content, where),
+        reasoning=message.reasoning_content or message.reasoning or "",
+        tool_calls=tuple(
+            ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()
+        ),
+        tool_call_id=message.tool_call_id,
+        name=message.name,
+    )
+
+
+def _text(content: str | list[ContentPart] | None, where: str) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = []
+    for index, part in enumerate(content):
+        if part.type not in {"text", "refusal"}:
+            refuse(f"{where}.content.{index}", f"this model reads text, not {part.type!r}", hint="Send text parts.")
+        text = part.text if part.type == "text" else part.refusal
+        if text is None:
+            raise InvalidArgument("The part has no text.", param=f"{where}.content.{index}.text")
+        texts.append(text)
+    return "".join(texts)

@@ -1,0 +1,93 @@
+"""What the OpenAI endpoints share: errors, ids, usage, refusals and tool definitions."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from lib_mlx.errors import UnsupportedFeature
+from lib_mlx.generation import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lib_mlx.errors import LibMlxError
+    from lib_mlx.generation import Usage
+
+_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+StopSequences = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4), BeforeValidator(_as_list)]
+"""A string or up to four of them."""
+
+
+def new_id(prefix: str) -> str:
+    """Return a fresh object id such as `resp_0f3c…`."""
+    return f"{prefix}_{secrets.token_hex(16)}"
+
+
+def error_body(error: LibMlxError) -> dict[str, Any]:
+    """Return `error` in OpenAI's shape."""
+    kind = _ERROR_TYPES.get(error.http_status)
+    if kind is None:
+        kind = "server_error" if error.http_status >= 499 else "invalid_request_error"
+    return {"error": {"message": str(error), "type": kind, "param": error.param, "code": error.code}}
+
+
+def chat_usage(usage: Usage) -> dict[str, Any]:
+    """Return token counts under Chat Completions' names, and under the Responses API's as the original package did."""
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+        "input_tokens": usage.prompt,
+        "output_tokens": usage.completion,
+    }
+
+
+def refuse(param: str, why: str, hint: str = "Remove it.") -> None:
+    """Raise for an option that is well-formed but cannot be honoured."""
+    raise UnsupportedFeature(f"{param!r} is not supported: {why}.", hint=hint, param=param)
+
+
+def refuse_unless(param: str, value: Any, *accepted: Any, why: str) -> None:
+    """Refuse `value` unless it is None or one of `accepted`, which ask for nothing beyond what happens anyway."""
+    if value is not None and value not in accepted:
+        refuse(param, why)
+
+
+def sampling(body: Any) -> SamplingParams:
+    """Return the sampling options of a request body; fields a dialect lacks keep their defaults."""
+    bias: Mapping[str, float] = getattr(body, "logit_bias", None) or {}
+    return SamplingParams(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=tuple((int(token), value) for token, value in bias.items()),
+        seed=body.seed,
+    )
+
+
+def thinking(effort: str | None, switch: bool | None) -> bool | None:
+    """Return whether to open a reasoning block: an explicit switch goes before the effort."""
+    if switch is not None:
+        return switch
+    return None if effort is None else effort != "none"

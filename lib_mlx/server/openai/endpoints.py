@@ -1,0 +1,87 @@
+"""The routes of OpenAI's dialect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import Route
+
+from lib_mlx.generation import Failed
+from lib_mlx.server.http import JsonResponse, collect, read_json
+from lib_mlx.server.openai import chat, chat_request, responses, responses_request
+from lib_mlx.server.sse import EventStreamResponse
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from lib_mlx.registry import ModelEntry
+    from lib_mlx.server.app import ServerState
+
+
+async def chat_completions(request: Request) -> Response:
+    """`POST /v1/chat/completions`."""
+    state: ServerState = request.app.state.server
+    body = await read_json(request, chat_request.ChatRequest)
+    model = state.registry.find(body.model)
+    session = await state.sessions.start(model, chat_request.to_generation(body))
+    fold = chat.ChatFold(model.id, include_usage=body.include_usage)
+    if body.stream:
+        return EventStreamResponse(session, chat.encode(fold.opening()), lambda events: chat.render(fold, events))
+    for event in await collect(request, session):
+        fold.add(event)
+    return JsonResponse(fold.body())
+
+
+async def create_response(request: Request) -> Response:
+    """`POST /v1/responses`."""
+    state: ServerState = request.app.state.server
+    body = await read_json(request, responses_request.ResponsesRequest)
+    model = state.registry.find(body.model)
+    session = await state.sessions.start(model, responses_request.to_generation(body))
+    sampling = session.sampling
+    fold = responses.ResponsesFold(body, model.id, temperature=sampling.temperature, top_p=sampling.top_p)
+    if body.stream:
+        head = responses.encode(fold.opening())
+        return EventStreamResponse(session, head, lambda events: responses.render(fold, events))
+    for event in await collect(request, session):
+        if isinstance(event, Failed):  # before the answer has begun, an error has a status of its own
+            raise event.error
+        fold.add(event)
+    return JsonResponse(fold.response)
+
+
+async def list_models(request: Request) -> Response:
+    """`GET /v1/models`."""
+    state: ServerState = request.app.state.server
+    return JsonResponse({"object": "list", "data": [_model(entry) for entry in state.registry.entries()]})
+
+
+async def retrieve_model(request: Request) -> Response:
+    """`GET /v1/models/{id}`."""
+    state: ServerState = request.app.state.server
+    return JsonResponse(_model(state.registry.find(request.path_params["id"])))
+
+
+def _model(entry: ModelEntry) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "object": "model",
+        "created": entry.created,
+        "owned_by": "local",
+        "context_length": entry.engine.context_length,
+    }
+
+
+def routes() -> list[Route]:
+    """Return the routes, at `/v1` and, for clients given the server's bare `base_url`, without it."""
+    return [
+        route
+        for prefix in ("/v1", "")
+        for route in (
+            Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]),
+            Route(f"{prefix}/responses", create_response, methods=["POST"]),
+            Route(f"{prefix}/models", list_models, methods=["GET"]),
+            Route(f"{prefix}/models/{{id:path}}", retrieve_model, methods=["GET"]),
+        )
+    ]

@@ -1,0 +1,117 @@
+"""One generation on behalf of one HTTP request: admitted, prepared, running, and surely ended."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from lib_mlx.engine.event_stream import AsyncEventStream, LoopOutlet
+from lib_mlx.errors import Cancelled, ShuttingDown
+from lib_mlx.generation import Failed, Finished
+from lib_mlx.server.admission import Admission
+
+if TYPE_CHECKING:
+    from lib_mlx.engine.event_stream import Batch
+    from lib_mlx.engine.sampling import ResolvedSampling
+    from lib_mlx.engine.scheduler import Job
+    from lib_mlx.errors import LibMlxError
+    from lib_mlx.generation import GenerationRequest
+    from lib_mlx.registry import ModelEntry
+
+
+class Sessions:
+    """The generations of one server. Belongs to its event loop, but for `close`."""
+
+    def __init__(self, queue_limit: int) -> None:
+        self._admission = Admission(queue_limit)
+        self._outlet: LoopOutlet | None = None
+        self._open: set[Session] = set()
+        self._closing = False
+        # Templates and tokenisers take CPU time and one lock per model: one thread, off the loop.
+        self._pool = ThreadPoolExecutor(1, "lib_mlx-prepare")
+
+    @property
+    def in_flight(self) -> int:
+        """Requests being worked on, running and waiting."""
+        return self._admission.in_flight
+
+    async def start(self, model: ModelEntry, request: GenerationRequest) -> Session:
+        """Admit, prepare and submit `request`.
+
+        Raises:
+            QueueFull, ShuttingDown: it was not admitted.
+            LibMlxError: the model refuses it.
+        """
+        self._refuse_if_closing()
+        loop = asyncio.get_running_loop()
+        if self._outlet is None:
+            self._outlet = LoopOutlet(loop)
+        self._admission.enter()
+        try:
+            prepared = await loop.run_in_executor(self._pool, model.engine.prepare, request)
+            self._refuse_if_closing()
+            stream = AsyncEventStream(self._outlet)
+            session = Session(self, model, stream, model.engine.submit(prepared, stream))
+        except BaseException:
+            self._admission.leave()
+            raise
+        self._open.add(session)
+        return session
+
+    def close(self) -> None:
+        """Refuse new requests and end the running ones with `shutting_down`. Event loop only."""
+        self._closing = True
+        for session in self._open:
+            session.cancel(ShuttingDown("The server is stopping.", hint="Start it again."))
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _refuse_if_closing(self) -> None:
+        if self._closing:
+            raise ShuttingDown("The server is stopping.", hint="Start it again.")
+
+    def forget(self, session: Session) -> None:
+        """Count `session` out; called once by `Session.close`."""
+        self._open.discard(session)
+        self._admission.leave()
+
+
+class Session:
+    """The events of one running generation. `close` it, whatever happens."""
+
+    def __init__(self, owner: Sessions, model: ModelEntry, stream: AsyncEventStream, job: Job) -> None:
+        self.model = model
+        self._owner = owner
+        self._stream = stream
+        self._job = job
+        self._ended = self._closed = False
+
+    @property
+    def sampling(self) -> ResolvedSampling:
+        """The sampling in force, defaults filled in."""
+        return self._job.request.sampling
+
+    async def next(self) -> Batch:
+        """Wait for events and return them; the last batch ends with `Finished` or `Failed`."""
+        events = await self._stream.get()
+        if events and isinstance(events[-1], (Finished, Failed)):
+            self._ended = True
+        return events
+
+    @property
+    def ended(self) -> bool:
+        """Whether the terminal event has been read."""
+        return self._ended
+
+    def cancel(self, error: LibMlxError) -> None:
+        """Have the stream end with `Failed(error)`."""
+        self.model.engine.cancel(self._job, error)
+
+    def close(self) -> None:
+        """Give the slot free; a generation still running is cancelled. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._ended:
+            self.cancel(Cancelled("The client went away."))
+        self._owner.forget(self)

@@ -1,0 +1,69 @@
+"""Server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+sse-starlette is not used: importing it replaces `uvicorn.Server.handle_exit` for every server of the host's
+process, and it leaves a task on each event loop that polls global state twice a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.responses import StreamingResponse
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from starlette.types import Receive, Scope, Send
+
+    from lib_mlx.generation import GenerationEvent
+    from lib_mlx.server.session import Session
+
+KEEP_ALIVE_S = 15.0
+DONE = b"data: [DONE]\n\n"
+
+
+def sse(data: dict[str, Any], event: str | None = None) -> bytes:
+    """Return one event's bytes."""
+    head = f"event: {event}\n".encode() if event else b""
+    return head + b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+class EventStreamResponse(StreamingResponse):
+    """Streams what `render` makes of a session's events and closes the session at the end, however it comes.
+
+    `render` is given the events of one engine step and returns bytes; one step is one write. While there are no
+    events a comment line keeps the connection alive and shows whether the client is still there.
+    """
+
+    def __init__(self, session: Session, head: bytes, render: Callable[[list[GenerationEvent]], bytes]) -> None:
+        super().__init__(
+            self._body(session, head, render),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        self._session = session
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream, and close the session."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:  # not in `_body`: a client that leaves at once never starts it
+            self._session.close()
+
+    @staticmethod
+    async def _body(
+        session: Session, head: bytes, render: Callable[[list[GenerationEvent]], bytes]
+    ) -> AsyncIterator[bytes]:
+        if head:
+            yield head
+        while not session.ended:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    events = await session.next()
+            except TimeoutError:
+                yield b": keep-alive\n\n"
+                continue
+            if chunk := render(events):
+                yield chunk
