@@ -36,7 +36,7 @@ SUFFIX = ".dylib" if DARWIN else ".so"
 FRONT = f"liblib_mlx{SUFFIX}"
 BACKEND = f"_backend_cp{sys.version_info.major}{sys.version_info.minor}.so"
 
-FRONT_SOURCES = ("front.c", "loader.c", "python_home.c", "paths.c", "status_table.c", "answer.c")
+FRONT_SOURCES = ("front.c", "loader.c", "python_home.c", "paths.c", "status_table.c", "threads.c", "answer.c")
 BACKEND_SOURCES = ("backend.c", "interpreter.c", "threads.c", "answer.c")
 
 STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic", "-std=c11")
@@ -123,13 +123,10 @@ class _Build:
     def front(self) -> Path:
         """Link liblib_mlx. It must resolve without Python: -z defs proves it."""
         made = self.scratch / FRONT
-        if DARWIN:  # not run here
-            options = ["-Wl,-install_name,@rpath/" + FRONT]
-        else:
-            options = [f"-Wl,-soname,{FRONT}", "-Wl,-z,defs"]
-        # A sanitizer's symbols come from the program.
-        if any(flag.startswith("-fsanitize") for flag in self.link_flags):
-            options = [option for option in options if option != "-Wl,-z,defs"]
+        options = [f"-Wl,-install_name,@rpath/{FRONT}"] if DARWIN else [f"-Wl,-soname,{FRONT}"]
+        # A sanitizer's own symbols come from the program.
+        if not DARWIN and not any(flag.startswith("-fsanitize") for flag in self.link_flags):
+            options.append("-Wl,-z,defs")
         return self._link(made, [self._compile(NATIVE / name, STRICT) for name in FRONT_SOURCES], options, ["-ldl"])
 
     def backend(self) -> Path:

@@ -9,16 +9,18 @@ import enum
 import json
 import os
 import sys
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.config import LoadConfig, ServerConfig, parse_config
-from lib_mlx.errors import Internal, LibMlxError
+from lib_mlx.errors import Internal, InvalidHandle, LibMlxError
 from lib_mlx.runtime import get_runtime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lib_mlx.runtime import Status
+    from lib_mlx.status import Status
 
 BACKEND_ABI = 1
 """LM_BACKEND_ABI of native/backend.h; the native library refuses a package with another number."""
@@ -45,7 +47,8 @@ def own_interpreter() -> None:
     _occupy_closed_stdio()
     _silence_stdio()
     # Changes to os.environ stay in Python: setenv() is a data race with the host's getenv().
-    os.putenv = os.unsetenv = lambda *_: None
+    os.putenv = lambda _name, _value: None
+    os.unsetenv = lambda _name: None
 
 
 def _occupy_closed_stdio() -> None:
@@ -59,9 +62,10 @@ def _occupy_closed_stdio() -> None:
 
 def _silence_stdio() -> None:
     # The host's stdin, stdout and stderr are the host's; LIB_MLX_DEBUG lends us stderr.
-    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - lives as long as the process
+    null = Path(os.devnull)
+    sys.stdin = null.open(encoding="utf-8")
     if sys.stderr is None or not os.environ.get("LIB_MLX_DEBUG"):
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
+        sys.stderr = null.open("w", encoding="utf-8")
     sys.stdout = sys.stderr
 
 
@@ -70,13 +74,22 @@ def attach(publish: Callable[[int, bytes | None], None], *, model_ready: Callabl
 
     `model_ready` is called whenever a model is ready, after its libraries have been loaded.
     """
+    runtime = get_runtime()
+    lock = threading.Lock()
 
-    def on_status(handle: int, status: Status | None) -> None:
-        publish(handle, None if status is None else _encode(_status_answer(status)))
-        if status is not None and status.model.status == "ready":
+    def on_status(handle: int, _status: Status | None) -> None:
+        # Changes may be announced out of order by several threads: the last one to come publishes the present.
+        with lock:
+            try:
+                status = runtime.status(handle)
+            except InvalidHandle:
+                publish(handle, None)
+                return
+            publish(handle, _encode({"ok": True, **status.to_json()}))
+        if status.model.status == "ready":
             model_ready()
 
-    get_runtime().subscribe(on_status)
+    runtime.subscribe(on_status)
 
 
 def dispatch(operation: int, handle: int, raw: bytes | None) -> bytes:
@@ -137,10 +150,6 @@ _OPERATIONS: dict[Operation, Callable[[int, bytes | None], dict[str, Any]]] = {
     Operation.SHUTDOWN: _shutdown,
     Operation.EXIT: _exit,
 }
-
-
-def _status_answer(status: Status) -> dict[str, Any]:
-    return _answer(status.handle, model=status.model.to_json(), server=status.server.to_json())
 
 
 def _answer(handle: int, **values: object) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 An exception here would be printed by cffi and lost; it is handed to C instead, which answers with it.
 """
 
-import os
 import sys
+from pathlib import Path
 
 from _lib_mlx_ffi import ffi, lib
 
@@ -12,9 +12,9 @@ from _lib_mlx_ffi import ffi, lib
 def prefer_own_package() -> None:
     """Put the package this library belongs to on sys.path, so that no other installed copy is taken."""
     library = ffi.string(lib.lm_library).decode("utf-8", "surrogateescape")
-    for path in (library, os.path.realpath(library)):
-        root, name = os.path.split(os.path.dirname(path))
-        if name == "lib_mlx" and os.path.exists(os.path.join(root, name, "abi.py")) and root not in sys.path:
+    for path in (Path(library), Path(library).resolve()):
+        package, root = path.parent, str(path.parent.parent)
+        if package.name == "lib_mlx" and (package / "abi.py").exists() and root not in sys.path:
             # The order of a host's own sys.path is the host's business.
             sys.path.insert(0 if lib.lm_owns_python else len(sys.path), root)
 
@@ -45,5 +45,5 @@ def lm_dispatch(operation, handle, json):
 
 try:
     dispatch = attach()
-except BaseException as error:
+except BaseException as error:  # noqa: BLE001 - whatever it is, C must hear of it
     lib.lm_attach_failed(f"{type(error).__name__}: {error} (Python in {sys.prefix})".encode("utf-8", "replace"))

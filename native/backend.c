@@ -43,12 +43,9 @@ static void *run_call(void *argument)
 
 static char *call_on_thread(struct call *call)
 {
-    pthread_t thread;
-
-    if (lm_spawn(run_call, call, &thread))
+    if (lm_run_on_large_stack(run_call, call))
         return lm_error_json("internal", "A thread could not be created for the call.",
                              "The process may have reached its limit of threads or memory.");
-    pthread_join(thread, NULL);
     return call->answer;
 }
 

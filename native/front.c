@@ -15,6 +15,7 @@
 #include "loader.h"
 #include "python_home.h"
 #include "status_table.h"
+#include "threads.h"
 
 #define FORK_HINT "Start a new program in the child (exec, posix_spawn), or load lib_mlx there only."
 
@@ -31,23 +32,42 @@ static _Atomic pid_t owner; /* the process that made the first call; 0 before it
 
 /* ---- starting ---- */
 
-static enum lm_boot boot(const struct lm_backend **loaded, struct lm_failure *why)
-{
-    static struct lm_front front; /* the backend keeps a pointer to it */
-    enum lm_boot outcome = lm_load_backend(&front, loaded, why);
+struct boot {
+    enum lm_boot outcome;
+    const struct lm_backend *backend;
+    struct lm_front front;
+    struct lm_failure why;
+};
 
-    front.publish = lm_status_publish;
-    if (outcome == LM_BOOTED && (*loaded)->start(&front, why))
-        return LM_BOOT_BROKEN;
-    return outcome;
+static void *load_backend(void *argument)
+{
+    struct boot *boot = argument;
+
+    boot->outcome = lm_load_backend(&boot->front, &boot->backend, &boot->why);
+    return NULL;
+}
+
+/* One at a time; the backend keeps a pointer to the front. */
+static struct boot *run_boot(void)
+{
+    static struct boot boot;
+
+    memset(&boot, 0, sizeof boot);
+    boot.front.publish = lm_status_publish;
+    if (lm_run_on_large_stack(load_backend, &boot)) {
+        lm_fail(&boot.why, "internal", "", "A thread could not be created.");
+        boot.outcome = LM_BOOT_NOT_FOUND;
+    }
+    /* In a Python host this must be the caller's own thread. */
+    if (boot.outcome == LM_BOOTED && boot.backend->start(&boot.front, &boot.why))
+        boot.outcome = LM_BOOT_BROKEN;
+    return &boot;
 }
 
 /* Boots unless that is done; called without the lock and, in a Python host, without Python's. */
 static void ensure_booted(void)
 {
-    const struct lm_backend *loaded = NULL;
-    struct lm_failure why = {0};
-    enum lm_boot outcome;
+    const struct boot *boot;
 
     pthread_mutex_lock(&lock);
     while (state == BOOTING)
@@ -61,12 +81,12 @@ static void ensure_booted(void)
     atomic_store(&owner, getpid());
     pthread_mutex_unlock(&lock);
 
-    outcome = boot(&loaded, &why);
+    boot = run_boot();
 
     pthread_mutex_lock(&lock);
-    state = outcome == LM_BOOTED ? READY : FAILED;
-    backend = outcome == LM_BOOT_NOT_FOUND ? NULL : loaded;
-    failure = why;
+    state = boot->outcome == LM_BOOTED ? READY : FAILED;
+    backend = boot->outcome == LM_BOOT_NOT_FOUND ? NULL : boot->backend;
+    failure = boot->why;
     pthread_cond_broadcast(&changed);
     pthread_mutex_unlock(&lock);
 }
@@ -198,6 +218,12 @@ char *lib_mlx_server_status(int64_t handle)
     return known ? answer : unknown_handle(handle);
 }
 
+static void *describe(void *versions)
+{
+    lm_describe_python(versions);
+    return NULL;
+}
+
 /* `"value"`, or null. */
 static const char *quoted(char *out, size_t size, const char *value)
 {
@@ -207,13 +233,15 @@ static const char *quoted(char *out, size_t size, const char *value)
 
 char *lib_mlx_version(void)
 {
-    char python[16] = "", mlx[64] = "", python_json[32], mlx_json[80], answer[256];
+    struct lm_versions found = {0};
+    char python[32], mlx[80], answer[256];
 
-    lm_describe_python(python, sizeof python, mlx, sizeof mlx);
+    /* Without a thread both stay unknown. */
+    lm_run_on_large_stack(describe, &found);
     snprintf(answer, sizeof answer,
              "{\"ok\": true, \"version\": \"" LIB_MLX_VERSION "\", \"abi_version\": %d, \"python_version\": %s, "
-             "\"mlx_version\": %s}", LIB_MLX_ABI_VERSION, quoted(python_json, sizeof python_json, python),
-             quoted(mlx_json, sizeof mlx_json, mlx));
+             "\"mlx_version\": %s}", LIB_MLX_ABI_VERSION, quoted(python, sizeof python, found.python),
+             quoted(mlx, sizeof mlx, found.mlx));
     return strdup(answer);
 }
 

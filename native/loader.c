@@ -135,7 +135,9 @@ static int find_by_soname(struct lm_python *found)
         soname(name, minor);
         if (!lm_find_backend(library, minor, backend) || !(python = dlopen(name, RTLD_NOW | RTLD_GLOBAL)))
             continue;
-        return version_of(python, &loaded) ? -1 : lm_python_around(library, &loaded, found);
+        if (!version_of(python, &loaded) && !lm_python_around(library, &loaded, found))
+            return 0;
+        dlclose(python); /* not ours: it must not stand in the way of a later search */
     }
     return -1;
 }
@@ -202,7 +204,7 @@ enum lm_boot lm_load_backend(struct lm_front *front, const struct lm_backend **b
 
 /* ---- describing ---- */
 
-void lm_describe_python(char *python, unsigned python_size, char *mlx, unsigned mlx_size)
+void lm_describe_python(struct lm_versions *versions)
 {
     struct lm_python found = {0};
     struct lm_loaded loaded = {0};
@@ -217,8 +219,8 @@ void lm_describe_python(char *python, unsigned python_size, char *mlx, unsigned 
     else
         loaded.minor = found.minor;
     if (loaded.minor)
-        snprintf(python, python_size, "3.%d", loaded.minor);
+        snprintf(versions->python, sizeof versions->python, "3.%d", loaded.minor);
     lm_path(beside, "%s", library);
-    if (lm_mlx_version(found.packages, mlx, mlx_size) && lm_parent(beside) && lm_parent(beside))
-        lm_mlx_version(beside, mlx, mlx_size);
+    if (lm_mlx_version(found.packages, versions->mlx, sizeof versions->mlx) && lm_parent(beside) && lm_parent(beside))
+        lm_mlx_version(beside, versions->mlx, sizeof versions->mlx);
 }

@@ -10,7 +10,7 @@ enum lm_boot {
     LM_BOOT_BROKEN     /* something was, and it failed */
 };
 
-/* Finds and loads; fills `front` but for its `publish`. */
+/* Finds and loads; fills `front` but for its `publish`. Needs a large stack. */
 enum lm_boot lm_load_backend(struct lm_front *front, const struct lm_backend **backend, struct lm_failure *why);
 
 /* A host that is Python itself may call with its interpreter lock held (ctypes.PyDLL, an extension module):
@@ -18,7 +18,13 @@ enum lm_boot lm_load_backend(struct lm_front *front, const struct lm_backend **b
 void *lm_release_gil(void);
 void lm_restore_gil(void *state);
 
-/* Versions of the Python in use (or that would be started) and of its MLX; empty when unknown. */
-void lm_describe_python(char *python, unsigned python_size, char *mlx, unsigned mlx_size);
+/* The Python in use, or that would be started, and its MLX; empty when unknown. */
+struct lm_versions {
+    char python[16];
+    char mlx[64];
+};
+
+/* Needs a large stack. */
+void lm_describe_python(struct lm_versions *versions);
 
 #endif

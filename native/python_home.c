@@ -247,7 +247,7 @@ int lm_find_python(const char *library, const struct lm_loaded *loaded, struct l
 int lm_python_around(const char *library, const struct lm_loaded *loaded, struct lm_python *found)
 {
     struct lm_failure ignored;
-    struct search search = {.library = library, .loaded = loaded, .found = found, .why = &ignored, .strict = 1};
+    struct search search = {.library = library, .loaded = loaded, .found = found, .why = &ignored};
     char directory[PATH_MAX];
 
     if (!realpath(loaded->path, directory))

@@ -32,7 +32,7 @@ int lm_find_backend(const char *library, int minor, char backend[PATH_MAX]);
 int lm_find_python(const char *library, const struct lm_loaded *loaded, struct lm_python *found,
                    struct lm_failure *why);
 
-/* The Python that a libpython at a known path belongs to. 0, or -1. */
+/* The Python that a libpython at a known path belongs to, if it has our packages. 0, or -1. */
 int lm_python_around(const char *library, const struct lm_loaded *loaded, struct lm_python *found);
 
 /* "3.11" style list of the versions that have a backend, for messages. */

@@ -36,3 +36,11 @@ int lm_spawn(void *(*run)(void *), void *argument, pthread_t *id)
     pthread_attr_destroy(&attributes);
     return error;
 }
+
+int lm_run_on_large_stack(void *(*run)(void *), void *argument)
+{
+    pthread_t thread;
+    int error = lm_spawn(run, argument, &thread);
+
+    return error ? error : pthread_join(thread, NULL);
+}

@@ -1,0 +1,43 @@
+/* The host calls exit(7) at an awkward moment. argv[1]: which; argv[2]: a model, for most of them. */
+#include <pthread.h>
+
+#include "check.h"
+
+static const char *config;
+
+static void *load_in_thread(void *unused)
+{
+    lib_mlx_free(lib_mlx_load_model(config));
+    return unused;
+}
+
+static void load_in_background(void)
+{
+    pthread_t thread;
+
+    CHECK(!pthread_create(&thread, NULL, load_in_thread, NULL), "pthread_create");
+}
+
+int main(int argc, char **argv)
+{
+    static char model[4096];
+    const char *when = argv[1];
+
+    snprintf(model, sizeof model, "{\"model_path\": \"%s\", \"model_id\": \"crafted\"}", argc > 2 ? argv[2] : "/x");
+    config = model;
+    if (!strcmp(when, "starting")) {
+        load_in_background();
+        sleep_seconds(0.02);
+    } else if (!strcmp(when, "started")) {
+        load_in_thread(NULL);
+    } else if (!strcmp(when, "loading")) {
+        expect_error(lib_mlx_load_model("{}"), "invalid_argument");
+        load_in_background();
+        sleep_seconds(0.3);
+    } else if (!strcmp(when, "serving")) {
+        start(load(argv[2]));
+    } else {
+        begin_stream(start(load(argv[2])), "loop");
+    }
+    exit(7);
+}
