@@ -6,7 +6,7 @@
 static void *run(void *unused)
 {
     for (;;) {
-        expect_error(lib_mlx_load_model("{\"model_path\": \"/does/not/exist\"}"), "model_not_found");
+        expect_error(lib_mlx_load_model("{}"), "invalid_argument");
         pthread_testcancel();
     }
     return unused;

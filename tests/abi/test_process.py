@@ -1,0 +1,83 @@
+"""What belongs to the host process: its signals, standard streams, environment, children and its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.abi.conftest import expect, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.abi.conftest import Programs
+
+PROMPT_S = 3.5
+"""The header promises at most three seconds for the exit itself."""
+
+
+def test_process_state_is_unchanged(programs: Programs, crafted: Path) -> None:
+    """Environment, working directory, locale, limits, signal handlers and masks survive a model's life."""
+    programs.check("unchanged", crafted)
+
+
+def test_c_locale_is_unchanged(programs: Programs) -> None:
+    """A host in the C locale stays there, though Python would like UTF-8."""
+    expect(run(["env", "-i", "LANG=C", programs.build("unchanged")]))
+
+
+def test_sigint_ends_the_host(programs: Programs, crafted: Path) -> None:
+    """Ctrl-C keeps its default effect with a server running: Python installs no handler."""
+    programs.check("sigint", crafted, code=-signal.SIGINT)
+
+
+def test_vanished_clients_do_not_end_the_host(programs: Programs, crafted: Path) -> None:
+    """Clients that reset their connections, mid-answer or mid-stream, raise no SIGPIPE in the host."""
+    programs.check("sigpipe", crafted)
+
+
+def test_closed_stdio(programs: Programs, crafted: Path, tmp_path: Path) -> None:
+    """A host without standard streams works, and what it prints later reaches no socket of the library's."""
+    report = tmp_path / "report"
+    programs.check("closed_stdio", report, crafted)
+    assert report.read_text() == "done\n"
+
+
+def test_stderr_is_lent_for_debugging(programs: Programs, library: Path) -> None:
+    """LIB_MLX_DEBUG shows Python's messages on stderr, never on stdout."""
+    script = "import sys; print('from python'); print('more', file=sys.stderr)"
+    site = library.parent  # the library starts Python; libpython is global afterwards
+    assert site.is_dir()
+    result = programs.run("run_python", script, env={"LIB_MLX_DEBUG": "1"})
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == "from python\nmore\n"
+    expect(programs.run("run_python", script))
+
+
+def test_python_cannot_change_the_environment(programs: Programs) -> None:
+    """Python code that sets os.environ does not call setenv(), which would race with the host's getenv()."""
+    programs.check("run_python", "import os; os.environ['LIB_MLX_PROBE'] = '1'; del os.environ['PATH']")
+
+
+def test_forked_child(programs: Programs, crafted: Path) -> None:
+    """A forked child gets `forked` from every function at once, exits freely, and the parent goes on."""
+    programs.check("forked", crafted)
+
+
+@pytest.mark.parametrize("moment", ["starting", "started", "loading", "serving", "generating"])
+def test_exit_is_prompt_and_keeps_its_code(programs: Programs, crafted: Path, moment: str) -> None:
+    """exit(7) ends the process with 7, soon, whatever the library is doing."""
+    program = programs.build("exiting")
+    began = time.monotonic()
+    result = run([program, moment, crafted], env=dict(os.environ))
+    expect(result, 7)
+    assert time.monotonic() - began < PROMPT_S + _time_to_serve(moment)
+
+
+def _time_to_serve(moment: str) -> float:
+    # Loading imports MLX and transformers first, on two cores with other tests beside.
+    return 15.0 if moment in {"serving", "generating"} else 0.0
