@@ -40,7 +40,7 @@ FRONT_SOURCES = ("front.c", "loader.c", "python_home.c", "paths.c", "status_tabl
 BACKEND_SOURCES = ("backend.c", "interpreter.c", "threads.c", "answer.c")
 
 STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic", "-std=c11")
-FLAGS = ("-O2", "-g", "-fPIC", "-fvisibility=hidden", "-pthread", "-D_GNU_SOURCE", "-D_DARWIN_C_SOURCE")
+FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-pthread", "-D_GNU_SOURCE", "-D_DARWIN_C_SOURCE")
 
 # What attach.py may use; everything else in the backend is plain C.
 CDEF = """

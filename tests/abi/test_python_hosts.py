@@ -72,7 +72,7 @@ sys.exit(7)
 
 
 def test_capsules_looked_at_before(library: Path) -> None:
-    """cffi's start does not spin when the host has looked at a capsule before."""
+    """Cffi's start does not spin when the host has looked at a capsule before."""
     script = """
 import datetime, inspect
 dir(datetime.datetime_CAPI), hasattr(datetime.datetime_CAPI, "x"), inspect.isclass(datetime.datetime_CAPI)
