@@ -18,6 +18,7 @@ from lib_mlx.models.gguf import convert_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from lib_mlx.models.catalog import Entry, WheelFile
 
@@ -123,7 +124,7 @@ def _sweep(target: Path) -> None:
         shutil.rmtree(target)
 
 
-def _locked(name: str, progress: Progress) -> filelock.AcquireReturnProxy[filelock.BaseFileLock]:
+def _locked(name: str, progress: Progress) -> AbstractContextManager[object]:
     """Take the lock of a model's name; released at the end of the `with`, or by the process's death."""
     folder = store.data_dir() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
