@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import (
     Internal,
     InvalidHandle,
@@ -314,15 +315,7 @@ def get_runtime() -> Runtime:
     global _runtime  # noqa: PLW0603 - one per process is the point
     with _runtime_lock:
         if _runtime is None:
+            get_worker()  # registers its own exit first and so is parked last, when nothing is left to do
             _runtime = Runtime()
-            atexit.register(_at_exit, _runtime)
+            atexit.register(_runtime.shutdown)
         return _runtime
-
-
-def _at_exit(runtime: Runtime) -> None:
-    """Stop generating before the interpreter takes the modules apart."""
-    import sys
-
-    runtime.shutdown()
-    if worker := sys.modules.get("lib_mlx.engine.worker"):
-        worker.get_worker().park()

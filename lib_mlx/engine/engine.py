@@ -10,7 +10,7 @@ import mlx.core as mx
 from lib_mlx import memory
 from lib_mlx.engine.detokenizer import detokenizer_factory
 from lib_mlx.engine.output_format import output_format
-from lib_mlx.engine.output_parser import ANSWER, REASONING
+from lib_mlx.engine.output_parser import Opening
 from lib_mlx.engine.sampling import resolve_sampling
 from lib_mlx.engine.scheduler import Job, PreparedRequest, Scheduler
 from lib_mlx.engine.worker import get_worker
@@ -93,7 +93,7 @@ class EngineModel:
             tools=[tool_json(tool) for tool in request.tools] or None,
             parallel_tool_calls=request.parallel_tool_calls,
             output_format=self._format if request.tools else self._format.without_tools(),
-            initial_state=self._initial_state(prompt),
+            opening=self._opening(prompt),
             detokenizer=self._new_detokenizer(),
         )
 
@@ -133,17 +133,16 @@ class EngineModel:
     def _set_suspended(self, value: bool) -> None:
         self._scheduler.suspended = value
 
-    def _initial_state(self, prompt: list[int]) -> str:
-        """A template that ends with an opened reasoning block has the model start inside it."""
+    def _opening(self, prompt: list[int]) -> Opening:
+        """Tell where the model's text begins: templates may end with a reasoning block, opened or closed again."""
         wrapper = self._tokenizer.wrapper
         if not wrapper.has_thinking:
-            return ANSWER
+            return Opening.PLAIN
         opened, closed = wrapper.rfind_think_start(prompt), wrapper.rfind_think_end(prompt)
-        return REASONING if opened > closed and not self._turn_ended(prompt, opened) else ANSWER
-
-    def _turn_ended(self, prompt: list[int], start: int) -> bool:
-        """Whether a turn's end follows `start`: the block was opened in an earlier turn, or quoted by a user."""
-        return not self._tokenizer.wrapper.eos_token_ids.isdisjoint(prompt[start:])
+        last = max(opened, closed)
+        if last < 0 or not wrapper.eos_token_ids.isdisjoint(prompt[last:]):
+            return Opening.PLAIN  # the block belongs to an earlier turn
+        return Opening.IN_REASONING if opened > closed else Opening.AFTER_REASONING
 
     def _marker_ids(self) -> frozenset[int]:
         """Special tokens that the output parser must see."""

@@ -26,9 +26,10 @@ def output_format(wrapper: TokenizerWrapper) -> OutputFormat:
             edges[REASONING].append((wrapper.tool_call_start, TOOL))
         if wrapper.tool_call_end:
             edges[TOOL].append((wrapper.tool_call_end, ANSWER))
+        edges.setdefault(TOOL, [])  # without an end marker a call goes on to the end of the text
     edges[ANSWER] += [(marker, ANSWER) for marker in wrapper.structural_markers]
     return OutputFormat(
-        transitions={state: tuple(dict.fromkeys(own)) for state, own in edges.items() if own},
+        transitions={state: tuple(dict.fromkeys(own)) for state, own in edges.items()},
         tool_start=wrapper.tool_call_start or "",
         tool_end=wrapper.tool_call_end or "",
         parse_tool_call=wrapper.tool_parser,

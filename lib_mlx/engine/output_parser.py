@@ -6,6 +6,7 @@ when neighbouring deltas are joined. Markers come from the checkpoint's tokenize
 
 from __future__ import annotations
 
+import enum
 import json
 import secrets
 from dataclasses import dataclass, field
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 ANSWER, REASONING, TOOL = "normal", "reasoning", "tool"  # mlx-lm's names
+
+
+class Opening(enum.Enum):
+    """Where the model's text begins, as its prompt left it."""
+
+    PLAIN = enum.auto()
+    IN_REASONING = enum.auto()
+    AFTER_REASONING = enum.auto()
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class OutputFormat:
             for state, edges in self.transitions.items()
             if state != TOOL
         }
-        return OutputFormat(transitions={state: edges for state, edges in kept.items() if edges})
+        return OutputFormat(transitions=kept)
 
 
 class OutputParser:
@@ -51,17 +60,17 @@ class OutputParser:
         *,
         stop: tuple[str, ...] = (),
         tools: list[dict[str, Any]] | None = None,
-        initial: str = ANSWER,
+        opening: Opening = Opening.PLAIN,
     ) -> None:
         machine = TextStateMachine({state: list(edges) for state, edges in output_format.transitions.items()} or None)
-        self._state = machine.make_state(initial)
+        self._state = machine.make_state(REASONING if opening is Opening.IN_REASONING else ANSWER)
         self._format = output_format
         self._tools = tools
         self._stop = StopMatcher(stop)
         self._raw_call: list[str] = []  # the text of the tool call being read
         self._space = ""  # white space that is shown only if text follows it
         self._begun = False  # whether the block being read has shown text
-        self._after_marker = initial == REASONING  # the white space around markers is layout, not content
+        self._after_marker = opening is not Opening.PLAIN  # the white space around markers is layout, not content
         self.calls: list[ToolCall] = []
         """The tool calls so far, in order."""
 

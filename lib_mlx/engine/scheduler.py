@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lib_mlx.engine.detokenizer import Detokenizer
     from lib_mlx.engine.event_stream import Batch, EventStream
-    from lib_mlx.engine.output_parser import OutputFormat
+    from lib_mlx.engine.output_parser import Opening, OutputFormat
     from lib_mlx.engine.sampling import Processor, ResolvedSampling, Sampler
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class PreparedRequest:
     tools: list[dict[str, Any]] | None
     parallel_tool_calls: bool
     output_format: OutputFormat
-    initial_state: str
+    opening: Opening
     detokenizer: Detokenizer
 
 
@@ -52,7 +52,7 @@ class Job:
         self.request = request
         self.stream = stream
         self.parser = OutputParser(
-            request.output_format, stop=request.stop, tools=request.tools, initial=request.initial_state
+            request.output_format, stop=request.stop, tools=request.tools, opening=request.opening
         )
         self.error: LibMlxError | None = None
         self.done = False
@@ -141,35 +141,46 @@ class Scheduler:
             job.cancel(error)
 
     def step(self) -> list[tuple[EventStream, Batch]]:
-        """Advance every row by one token and one waiting prompt by one chunk."""
+        """Advance every row by one token and one waiting prompt by one chunk. Never raises."""
+        try:
+            return self._step()
+        except Exception as error:
+            log.exception("the model failed; its requests end, the engine goes on")
+            self.fail_all(_internal(error))
+            self._batch = self._new_batch()
+            return self._end_failed(remove=False)
+
+    def _step(self) -> list[tuple[EventStream, Batch]]:
         out = self._end_failed()
         if not self._jobs or self.suspended:
             return out
         begun = time.perf_counter()
-        try:
-            prompts, responses = self._batch.next()
-        except Exception as error:
-            log.exception("the model failed; its requests end, the engine goes on")
-            self.fail_all(_internal(error))
-            self._batch = self._new_batch(keep=False)
-            return out + self._end_failed(remove=False)
+        prompts, responses = self._batch.next()
         for prompt in prompts:
             job = self._jobs[prompt.uid]
             if job.started is None:
                 job.started = begun
-        finished: list[int] = []
+        left_early = []
         for response in responses:
             job = self._jobs[response.uid]
-            events = self._advance(job, response.token, response.finish_reason)
+            events = self._guarded_advance(job, response.token, response.finish_reason)
             if events:
                 out.append((job.stream, events))
             if job.done:
                 del self._jobs[response.uid]
                 if response.finish_reason is None:
-                    finished.append(response.uid)
-        if finished:
-            self._batch.remove(finished)
+                    left_early.append(response.uid)
+        if left_early:
+            self._batch.remove(left_early)
         return out
+
+    def _guarded_advance(self, job: Job, token: int, ended: str | None) -> Batch:
+        try:
+            return self._advance(job, token, ended)
+        except Exception as error:
+            log.exception("the output of a request could not be processed")
+            job.done = True
+            return [Failed(_internal(error), job.usage())]
 
     def _advance(self, job: Job, token: int, ended: str | None) -> Batch:
         if job.error is not None:  # its sampler or a processor failed; it ends at the next step
@@ -212,9 +223,7 @@ class Scheduler:
         self._rejected.clear()
         return out
 
-    def _new_batch(self, *, keep: bool = True) -> Any:
-        if not keep:
-            mx.clear_cache()
+    def _new_batch(self) -> Any:
         return BatchGenerator(
             self._network,
             completion_batch_size=self._max_rows,

@@ -7,6 +7,7 @@ never ends. It is a daemon; at interpreter exit it is parked.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -134,11 +135,12 @@ _worker_lock = threading.Lock()
 
 
 def get_worker() -> Worker:
-    """Return the process's engine thread; a forked child gets one of its own."""
+    """Return the process's engine thread, parked at interpreter exit; a forked child gets one of its own."""
     global _worker  # noqa: PLW0603 - one per process is the point
     with _worker_lock:
         if _worker is None:
             _worker = Worker()
+            atexit.register(_worker.park)
             os.register_at_fork(after_in_child=_forget)
         return _worker
 
