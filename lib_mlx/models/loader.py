@@ -93,7 +93,8 @@ def _widen_on_cpu(network: Module) -> None:
     if mx.default_device().type != mx.DeviceType.cpu:
         return
     half = (mx.float16, mx.bfloat16)
-    extra = sum(array.nbytes for _, array in tree_flatten(network.parameters()) if array.dtype in half)
+    parameters: Any = tree_flatten(network.parameters())  # type: ignore[no-untyped-call]
+    extra = sum(array.nbytes for _, array in parameters if array.dtype in half)
     if 2 * extra < psutil.virtual_memory().available // 2:
         network.set_dtype(mx.float32)
 
