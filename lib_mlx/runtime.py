@@ -192,22 +192,38 @@ class Runtime:
             self._loaded(handle, engine=engine)
 
     def _load_engine(self, handle: _Handle) -> EngineModel:
-        from lib_mlx.models import checkpoint, store
+        from lib_mlx.models import checkpoint
 
-        config = handle.config
-        self._progress(handle, 0.0, "resolving")
-        path = store.resolve(config.model_path, revision=config.revision)
+        config, cancelled = handle.config, handle.cancelled.is_set
+        path, done = self._resolve(handle)
         inspected = checkpoint.inspect(path)
-        self._progress(handle, 0.0, "importing")
+        self._progress(handle, done, "importing")
         from lib_mlx.engine import engine
 
         return engine.load(
             inspected,
             context_length=config.context_length,
             thinking=config.thinking_enabled,
-            progress=lambda fraction, stage: self._progress(handle, fraction, stage),
-            cancelled=handle.cancelled.is_set,
+            progress=lambda fraction, stage: self._progress(handle, done + (1 - done) * fraction, stage),
+            cancelled=cancelled,
         )
+
+    def _resolve(self, handle: _Handle) -> tuple[Path, float]:
+        """Return the model's directory and the share of the load that finding it took."""
+        from lib_mlx.models import store
+
+        config = handle.config
+        self._progress(handle, 0.0, "resolving")
+        if not config.model_path.lower().endswith(".gguf"):
+            return store.resolve(config.model_path, config.revision), 0.0
+        path = get_worker().run(  # a conversion uses MLX
+            lambda: store.resolve(
+                config.model_path,
+                progress=lambda done, total: self._progress(handle, 0.5 * done / (total or 1), "converting"),
+                cancelled=handle.cancelled.is_set,
+            )
+        )
+        return path, 0.5
 
     def _loaded(self, handle: _Handle, *, engine: EngineModel | None = None, error: LibMlxError | None = None) -> None:
         with handle.lock:

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 def byte_level() -> Tokenizer:
     """A byte-level vocabulary: 256 bytes, and `<think>` as an added token."""
-    chars = {char: byte for char, byte in byte_level_table().items()}
-    tokenizer = Tokenizer(models.BPE(vocab=chars, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab=byte_level_table(), merges=[]))
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<think>", "<|fin é|>"])
     return tokenizer

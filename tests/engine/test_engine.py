@@ -175,7 +175,7 @@ def test_penalties_and_biases_act(model: EngineModel) -> None:
 
 
 def test_seeds(model: EngineModel) -> None:
-    """The same seed gives the same tokens; without one, answers differ. (Scripts win by over 60 logits.)"""
+    """The same seed gives the same tokens; without one, answers differ; scripts win by over 60 logits."""
 
     def hot(seed: int | None) -> str:
         return Run(model, "long", sampling=SamplingParams(temperature=30.0, seed=seed), max_tokens=60).wait().text

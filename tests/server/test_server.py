@@ -1,0 +1,253 @@
+"""The server as a whole: routes, hostile input, admission, disconnects, stopping."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import lib_mlx
+from lib_mlx.runtime import get_runtime
+from lib_mlx.server.http import MAX_BODY_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LOOP: dict[str, Any] = {"messages": [{"role": "user", "content": "loop"}], "stream": True}
+HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
+CHAT = "/v1/chat/completions"
+
+
+def scheduler_depth(model: lib_mlx.Model) -> int:
+    """Requests the engine is working on."""
+    return get_runtime().engine(model._handle)._scheduler.depth
+
+
+def eventually(condition: Any, timeout_s: float = 5.0) -> None:
+    """Wait until `condition()` holds."""
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "it never became true"
+        time.sleep(0.005)
+
+
+def test_models(http: httpx2.Client) -> None:
+    """The served model is listed and found under its id; any other name is a 404."""
+    (model,) = http.get("/v1/models").json()["data"]
+    assert (model["id"], model["object"], model["context_length"]) == ("crafted", "model", 4096)
+    assert http.get("/v1/models/crafted").json() == model
+    missing = http.get("/v1/models/other/name")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+    wrong = http.post(CHAT, json={**HELLO, "model": "other"})
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_the_bare_base_url_works_too(server: lib_mlx.Server) -> None:
+    """Clients given the base URL without /v1 find the same routes."""
+    with httpx2.Client(base_url=server.base_url) as http:
+        assert http.post("/chat/completions", json=HELLO).status_code == 200
+        assert http.get("/models").status_code == 200
+
+
+def test_health(http: httpx2.Client) -> None:
+    """Health names the models and the requests in flight."""
+    health = http.get("/health").json()
+    assert (health["status"], health["models"], health["in_flight"]) == ("ok", ["crafted"], 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("GET", "/", 404, "not_found"),
+        ("GET", CHAT, 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("POST", f"{CHAT}/", 404, "not_found"),
+    ],
+)
+def test_unknown_routes_and_methods(http: httpx2.Client, method: str, path: str, status: int, code: str) -> None:
+    """They are answered in OpenAI's error shape."""
+    answer = http.request(method, path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status", "code"),
+    [
+        (b"{}", None, 415, "unsupported_media_type"),
+        (b"{}", "text/plain", 415, "unsupported_media_type"),
+        (b"", "application/json", 400, "invalid_json"),
+        (b"[]", "application/json", 400, "invalid_json"),
+        (b"{", "application/json", 400, "invalid_json"),
+        (b'{"messages": NaN}', "application/json", 400, "invalid_json"),
+        (b"[" * 100_000, "application/json", 400, "invalid_json"),
+        (b'{"messages": "\xff"}', "application/json", 400, "invalid_json"),
+        (b'{"messages": "\\ud800"}', "application/json", 400, "invalid_json"),
+        (b"{}", "application/json; charset=utf-8", 400, "invalid_argument"),
+    ],
+)
+def test_bad_bodies(http: httpx2.Client, content: bytes, content_type: str | None, status: int, code: str) -> None:
+    """Whatever is wrong with a body is a client error with a code."""
+    headers = {"content-type": content_type} if content_type else {}
+    answer = http.post(CHAT, content=content, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_a_body_over_the_limit(server: lib_mlx.Server) -> None:
+    """An oversized body is refused while it is still arriving."""
+    headers = {"content-type": "application/json"}
+    chunks = (b" " * (1 << 20) for _ in range((MAX_BODY_BYTES >> 20) + 2))
+    with httpx2.Client(base_url=server.base_url, timeout=30) as http:
+        answer = http.post(CHAT, content=chunks, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    "messages input model stream stop tools tool_choice temperature seed logit_bias n max_tokens reasoning".split()
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from([CHAT, "/v1/responses"]), body=st.dictionaries(FIELDS, JSON, max_size=4))
+def test_any_json_at_any_route_is_a_client_error(http: httpx2.Client, path: str, body: dict[str, Any]) -> None:
+    """Random JSON never makes a 500; every error has a code and a message."""
+    if isinstance(body.get("input"), str):
+        body["max_output_tokens"] = 4
+    answer = http.post(path, json=body)
+    assert answer.status_code in {200, 400, 404}
+    if answer.status_code != 200:
+        error = answer.json()["error"]
+        assert error["message"]
+        assert error["code"] in {"invalid_argument", "unsupported_feature", "model_not_found"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.binary(max_size=200))
+def test_any_bytes_on_the_socket_leave_the_server_alive(server: lib_mlx.Server, data: bytes) -> None:
+    """Bytes that are not HTTP close that connection and nothing else."""
+    with socket.create_connection((server.host, server.port), timeout=5) as raw:
+        raw.sendall(data + b"\r\n\r\n")
+        raw.shutdown(socket.SHUT_WR)
+        while raw.recv(4096):
+            pass
+    assert httpx2.get(f"{server.base_url}/health").status_code == 200
+
+
+def test_the_queue_limit(crafted: Path) -> None:
+    """With as many requests in flight as allowed, one more is 429 with Retry-After; afterwards there is room."""
+    with lib_mlx.load_model(crafted) as model, model.start_server(queue_limit=1) as server:
+        with httpx2.Client(base_url=server.base_url, timeout=30) as http, http.stream("POST", CHAT, json=LOOP) as busy:
+            chunks = busy.iter_bytes()
+            next(chunks)
+            full = http.post(CHAT, json=HELLO)
+            assert (full.status_code, full.json()["error"]["code"]) == (429, "queue_full")
+            assert int(full.headers["retry-after"]) >= 1
+            assert full.json()["error"]["type"] == "rate_limit_error"
+        eventually(lambda: httpx2.get(f"{server.base_url}/health").json()["in_flight"] == 0)
+        assert httpx2.post(f"{server.base_url}{CHAT}", json=HELLO).status_code == 200
+
+
+def test_an_error_frees_its_slot(crafted: Path) -> None:
+    """Refused requests do not use up the queue."""
+    with lib_mlx.load_model(crafted) as model, model.start_server(queue_limit=1) as server:
+        for _ in range(3):
+            bad = httpx2.post(f"{server.base_url}{CHAT}", json={**HELLO, "logit_bias": {"999999": 1}})
+            assert bad.status_code == 400
+        assert httpx2.post(f"{server.base_url}{CHAT}", json=HELLO).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_slot(
+    server: lib_mlx.Server, crafted_model: lib_mlx.Model, stream: bool
+) -> None:
+    """When the connection closes, streamed or not, generation stops."""
+    body = json.dumps({**LOOP, "stream": stream}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((server.host, server.port)) as raw:
+        raw.sendall(head.encode() + body)
+        eventually(lambda: scheduler_depth(crafted_model) == 1)
+        if stream:
+            assert raw.recv(100)
+    eventually(lambda: scheduler_depth(crafted_model) == 0)
+    eventually(lambda: httpx2.get(f"{server.base_url}/health").json()["in_flight"] == 0)
+
+
+def test_a_client_that_leaves_during_prefill_frees_its_slot(
+    server: lib_mlx.Server, crafted_model: lib_mlx.Model
+) -> None:
+    """Also before the first token."""
+    long = {"messages": [{"role": "user", "content": "loop " + "x" * 3900}], "stream": True}
+    for _ in range(3):
+        with httpx2.Client(base_url=server.base_url) as http, http.stream("POST", CHAT, json=long):
+            pass
+    eventually(lambda: scheduler_depth(crafted_model) == 0)
+
+
+def test_many_disconnects_leave_nothing_behind(server: lib_mlx.Server, crafted_model: lib_mlx.Model) -> None:
+    """Clients that come and go at random leave no slot taken and no request running."""
+
+    def visit(number: int) -> None:
+        with (
+            httpx2.Client(base_url=server.base_url, timeout=30) as http,
+            http.stream("POST", CHAT, json=LOOP) as answer,
+        ):
+            for _, _ in zip(range(number % 5), answer.iter_bytes(), strict=False):
+                pass
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(visit, range(60)))
+    eventually(lambda: scheduler_depth(crafted_model) == 0)
+    eventually(lambda: httpx2.get(f"{server.base_url}/health").json()["in_flight"] == 0)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+def test_stopping_ends_streams_with_their_terminal_event(crafted: Path, path: str) -> None:
+    """A stop during a stream sends the dialect's error and [DONE], in well under the deadline."""
+    body = LOOP if path == CHAT else {"input": "loop", "stream": True}
+    with lib_mlx.load_model(crafted) as model:
+        server = model.start_server()
+        with (
+            httpx2.Client(base_url=server.base_url, timeout=30) as http,
+            http.stream("POST", path, json=body) as answer,
+        ):
+            lines = answer.iter_lines()
+            next(lines)
+            begun = time.monotonic()
+            stopper = threading.Thread(target=server.stop)
+            stopper.start()
+            rest = [line for line in lines if line.startswith("data: ")]
+            stopper.join()
+        assert time.monotonic() - begun < 3
+        assert rest[-1] == "data: [DONE]"
+        assert "shutting_down" in rest[-2]
+        assert ("response.failed" in rest[-2]) == (path == "/v1/responses")
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(f"{server.base_url}/health")
+
+
+def test_a_stopped_server_leaves_no_thread_and_no_port(crafted: Path) -> None:
+    """Starting and stopping many times leaves the threads as they were, and the port free."""
+    with lib_mlx.load_model(crafted) as model:
+        model.start_server().stop()
+        before = threading.active_count()
+        for _ in range(10):
+            server = model.start_server()
+            assert httpx2.post(f"{server.base_url}{CHAT}", json=HELLO).status_code == 200
+            server.stop()
+        eventually(lambda: threading.active_count() <= before)
+        with model.start_server(port=server.port) as again:
+            assert again.port == server.port
