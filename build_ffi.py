@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface as _BuildHook
 except ImportError:  # run by hand with cffi alone
-    BuildHookInterface = object
+    _BuildHook = object  # type: ignore[assignment,misc]  # stands in for a base class
 
 ROOT = Path(__file__).resolve().parent
 NATIVE = ROOT / "native"
@@ -182,7 +182,7 @@ def _c_string(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling's config type is not public
+class CustomBuildHook(_BuildHook):  # type: ignore[type-arg]  # hatchling's config type is not public
     """Hatchling's entry point: wheels and editable installs carry the built library."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
@@ -199,5 +199,5 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchlin
 
 
 if __name__ == "__main__":
-    for built in main(*map(Path, sys.argv[1:2])):
+    for built in main(Path(sys.argv[1]) if len(sys.argv) > 1 else PACKAGE):
         print(built)

@@ -7,7 +7,7 @@
  *     // {"ok": true, "handle": 1, "status": "ready", "model_id": "SmolLM2-135M-Instruct"}
  *     lib_mlx_free(answer);
  *     answer = lib_mlx_start_server(1, NULL);
- *     // {"ok": true, "handle": 1, "server": {"base_url": "http://127.0.0.1:49152/v1", ...}}
+ *     // {"ok": true, "handle": 1, "server": {"base_url": "http://127.0.0.1:49152", ...}}
  *     lib_mlx_free(answer);
  *     ...
  *     lib_mlx_free(lib_mlx_unload_model(1));
@@ -144,7 +144,8 @@ LIB_MLX_API char *lib_mlx_shutdown(void);
  *
  * Answer: {"ok": true, "version": "0.1.0", "abi_version": 1,
  *          "python_version": "3.11" | null,   the Python that is in use or would be started
- *          "mlx_version": "0.32.4" | null}    the MLX installed beside it
+ *          "mlx_version": "0.32.4" | null}    the MLX installed beside it; null where unknown, as in a child
+ *                                             made by fork()
  * Blocks: on the file system only. */
 LIB_MLX_API char *lib_mlx_version(void);
 

@@ -4,8 +4,6 @@
  *                       for ever as Python's main thread.
  * Host that is Python:  its interpreter is used, on the caller's own thread; Python knows that thread, and one
  *                       that came and went would hang threading's shutdown. */
-#include <Python.h>
-
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -49,24 +47,16 @@ static char *call_on_thread(struct call *call)
     return call->answer;
 }
 
-static char *call_directly(struct call *call)
-{
-    /* ctypes.PyDLL and extension modules call with Python's lock held. */
-    PyThreadState *held = PyGILState_Check() ? PyEval_SaveThread() : NULL;
-
-    run_call(call);
-    if (held)
-        PyEval_RestoreThread(held);
-    return call->answer;
-}
-
 static char *call_python(enum lm_operation operation, int64_t handle, const char *json)
 {
     struct call call = {operation, handle, json, NULL};
 
     if (atomic_load(&exiting))
         return lm_error_json("shutting_down", "The process is exiting.", "");
-    return lm_owns_python ? call_on_thread(&call) : call_directly(&call);
+    if (lm_owns_python)
+        return call_on_thread(&call);
+    run_call(&call);
+    return call.answer;
 }
 
 /* ---- exit ---- */

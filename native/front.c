@@ -236,8 +236,9 @@ char *lib_mlx_version(void)
     struct lm_versions found = {0};
     char python[32], mlx[80], answer[256];
 
-    /* Without a thread both stay unknown. */
-    lm_run_on_large_stack(describe, &found);
+    /* Without a thread both stay unknown, and a forked child must start none. */
+    if (!forked())
+        lm_run_on_large_stack(describe, &found);
     snprintf(answer, sizeof answer,
              "{\"ok\": true, \"version\": \"" LIB_MLX_VERSION "\", \"abi_version\": %d, \"python_version\": %s, "
              "\"mlx_version\": %s}", LIB_MLX_ABI_VERSION, quoted(python, sizeof python, found.python),

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
+
+import pytest
 
 import build_ffi
 from tests.abi.conftest import ROOT, Programs, Result, expect, run
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import pytest
 
 
 def test_linked(programs: Programs) -> None:
@@ -148,6 +146,14 @@ def test_package_that_cannot_be_imported(programs: Programs, library: Path, tmp_
     expect(_first_call(programs, package / library.name, "python_init", home=ROOT / ".venv"))
 
 
+def test_libpython_loaded_by_somebody_else(programs: Programs) -> None:
+    """A libpython that another plugin opened RTLD_LOCAL, and left uninitialised, is the one that is started."""
+    shared = _base_prefix() / f"lib/lib{_python_name()}.so.1.0"
+    if not shared.exists():
+        pytest.skip(f"no {shared} here")
+    programs.check("other_libpython", shared)
+
+
 def test_retry_after_python_was_not_found(programs: Programs) -> None:
     """A host that sets LIB_MLX_HOME right after a failed search succeeds at its next call."""
     programs.check("retry", ROOT / ".venv", env={"LIB_MLX_HOME": "/nowhere"})
@@ -167,13 +173,8 @@ def _copy_package(library: Path, site: Path, *, link: bool = False) -> Path:
 
 
 def _base_prefix() -> Path:
-    import sys
-    from pathlib import Path
-
     return Path(sys.base_prefix)
 
 
 def _python_name() -> str:
-    import sys
-
     return f"python3.{sys.version_info.minor}"

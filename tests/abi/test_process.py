@@ -25,9 +25,10 @@ def test_process_state_is_unchanged(programs: Programs, crafted: Path) -> None:
     programs.check("unchanged", crafted)
 
 
-def test_c_locale_is_unchanged(programs: Programs) -> None:
-    """A host in the C locale stays there, though Python would like UTF-8."""
-    expect(run(["env", "-i", "LANG=C", programs.build("unchanged")]))
+@pytest.mark.parametrize("language", ["C", "C.UTF-8"])
+def test_c_locale_is_unchanged(programs: Programs, language: str) -> None:
+    """A host that never called setlocale() stays in the C locale, whatever its environment would have it."""
+    expect(run(["env", "-i", f"LANG={language}", programs.build("unchanged")]))
 
 
 def test_sigint_ends_the_host(programs: Programs, crafted: Path) -> None:
@@ -36,7 +37,7 @@ def test_sigint_ends_the_host(programs: Programs, crafted: Path) -> None:
 
 
 def test_vanished_clients_do_not_end_the_host(programs: Programs, crafted: Path) -> None:
-    """Clients that reset their connections, mid-answer or mid-stream, raise no SIGPIPE in the host."""
+    """Clients that close their connections, mid-answer or mid-stream, raise no SIGPIPE in the host."""
     programs.check("sigpipe", crafted)
 
 
@@ -68,7 +69,7 @@ def test_forked_child(programs: Programs, crafted: Path) -> None:
     programs.check("forked", crafted)
 
 
-@pytest.mark.parametrize("moment", ["starting", "started", "loading", "serving", "generating"])
+@pytest.mark.parametrize("moment", ["starting", "started", "loading", "serving", "generating", "stuck"])
 def test_exit_is_prompt_and_keeps_its_code(programs: Programs, crafted: Path, moment: str) -> None:
     """exit(7) ends the process with 7, soon, whatever the library is doing."""
     program = programs.build("exiting")

@@ -1,4 +1,5 @@
 /* The host calls exit(7) at an awkward moment. argv[1]: which; argv[2]: a model, for most of them. */
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include "check.h"
@@ -18,6 +19,17 @@ static void load_in_background(void)
     CHECK(!pthread_create(&thread, NULL, load_in_thread, NULL), "pthread_create");
 }
 
+/* Takes Python's lock and keeps it. */
+static void block_python(void)
+{
+    void *symbol = dlsym(RTLD_DEFAULT, "PyGILState_Ensure");
+    int (*ensure)(void);
+
+    CHECK(symbol, "libpython is not global");
+    memcpy(&ensure, &symbol, sizeof ensure);
+    ensure();
+}
+
 int main(int argc, char **argv)
 {
     static char model[4096];
@@ -34,6 +46,9 @@ int main(int argc, char **argv)
         expect_error(lib_mlx_load_model("{}"), "invalid_argument");
         load_in_background();
         sleep_seconds(0.3);
+    } else if (!strcmp(when, "stuck")) {
+        expect_error(lib_mlx_load_model("{}"), "invalid_argument");
+        block_python();
     } else if (!strcmp(when, "serving")) {
         start(load(argv[2]));
     } else {
