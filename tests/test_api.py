@@ -1,0 +1,102 @@
+"""The Python API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx2
+import pytest
+
+import lib_mlx
+from lib_mlx.errors import InvalidArgument, InvalidHandle, LibMlxError
+from lib_mlx.runtime import get_runtime
+from tests.checkpoints import SCRIPTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WEATHER = lib_mlx.Tool("get_weather", parameters={"type": "object"})
+
+
+@pytest.fixture(scope="module")
+def model(crafted: Path) -> Iterator[lib_mlx.Model]:
+    """The crafted model."""
+    with lib_mlx.load_model(crafted) as loaded:
+        yield loaded
+
+
+def test_generate(model: lib_mlx.Model) -> None:
+    """An answer comes whole, with what it cost."""
+    answer = model.generate("think", sampling=lib_mlx.SamplingParams(temperature=0))
+    assert (answer.text, answer.reasoning, answer.finish_reason) == ("The answer is 42", "Let me think.", "stop")
+    assert answer.usage.completion > answer.usage.reasoning > 0
+    assert answer.timings.ttft >= answer.timings.prefill > 0
+
+
+def test_stream(model: lib_mlx.Model) -> None:
+    """The same answer comes in pieces; the last event says how it ended."""
+    *deltas, last = model.stream("unicode")
+    assert "".join(event.text for event in deltas if isinstance(event, lib_mlx.TextDelta)) == SCRIPTS["unicode"].text()
+    assert isinstance(last, lib_mlx.Finished)
+
+
+def test_tools_and_conversations(model: lib_mlx.Model) -> None:
+    """A call comes back as an object; with its result in the conversation the model answers."""
+    messages = [lib_mlx.Message("user", "think_tool")]
+    answer = model.generate(messages, tools=[WEATHER], system="Be brief.")
+    assert [(call.name, call.arguments) for call in answer.tool_calls] == [("get_weather", '{"city": "Paris"}')]
+    messages += [
+        lib_mlx.Message("assistant", answer.text, tool_calls=answer.tool_calls),
+        lib_mlx.Message("tool", "sunny", tool_call_id=answer.tool_calls[0].id),
+    ]
+    assert model.generate(messages, tools=[WEATHER]).text == SCRIPTS["after"].text()
+
+
+def test_leaving_a_stream_cancels_it(model: lib_mlx.Model) -> None:
+    """Closing the iterator frees the engine."""
+    events = model.stream("loop")
+    next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert model.generate("hello").text == SCRIPTS["hello"].text()
+    assert get_runtime().engine(model._handle)._scheduler.depth == 0
+
+
+def test_stop_and_limits(model: lib_mlx.Model) -> None:
+    """Stop sequences and limits are those of the server."""
+    assert model.generate("stopword", stop="STOP").text == "one two "
+    assert model.generate("loop", max_tokens=3).finish_reason == "length"
+
+
+def test_serving(model: lib_mlx.Model) -> None:
+    """A server lives as long as its block."""
+    with model.start_server() as server:
+        assert httpx2.get(f"{server.base_url}/health").status_code == 200
+        assert model.status().server.status == "running"
+    assert model.status().server.status == "stopped"
+
+
+def test_errors_are_exceptions(model: lib_mlx.Model, tmp_path: Path) -> None:
+    """What the C library answers as JSON is raised here."""
+    with pytest.raises(LibMlxError, match="no model"):
+        lib_mlx.load_model(tmp_path / "nothing")
+    with pytest.raises(InvalidArgument, match="prot"):
+        model.start_server(prot=1)
+    with pytest.raises(InvalidArgument):
+        model.generate("hello", sampling=lib_mlx.SamplingParams(logit_bias=((10**6, 1.0),)))
+
+
+def test_a_block_that_unloads_itself(crafted: Path) -> None:
+    """Unloading inside the block is no error at its end; the object is dead afterwards."""
+    with lib_mlx.load_model(crafted) as loaded:
+        loaded.unload()
+    with pytest.raises(InvalidHandle):
+        loaded.status()
+
+
+def test_the_public_names() -> None:
+    """Every public name resolves, and no other does."""
+    assert all(getattr(lib_mlx, name) is not None for name in lib_mlx.__all__)
+    assert set(dir(lib_mlx)) == set(lib_mlx.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        lib_mlx.nothing  # noqa: B018 - the access is the test

@@ -1,0 +1,223 @@
+"""Handles and lifecycles, under races and misuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import httpx2
+import pytest
+
+from lib_mlx.config import LoadConfig, ServerConfig
+from lib_mlx.errors import AddressInUse, InvalidArgument, InvalidHandle, LibMlxError, ModelLoading, ModelNotFound
+from lib_mlx.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from lib_mlx.status import Status
+
+
+@pytest.fixture
+def runtime() -> Iterator[Runtime]:
+    """A runtime of the test's own."""
+    runtime = Runtime()
+    yield runtime
+    runtime.shutdown()
+
+
+def config(path: Path, *, wait: bool = True) -> LoadConfig:
+    """A load of `path`."""
+    return LoadConfig(model_path=str(path), wait=wait)
+
+
+def wait_until_loaded(runtime: Runtime, handle: int) -> Status:
+    """Poll as a host would."""
+    until = time.monotonic() + 30
+    while (status := runtime.status(handle)).model.status == "loading":
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    return status
+
+
+def test_the_life_of_a_model(runtime: Runtime, crafted: Path) -> None:
+    """Load, serve, stop, unload: each state is what the header says, and the handle ends invalid."""
+    status = runtime.load(config(crafted))
+    assert (status.model.status, status.model.progress, status.server.status) == ("ready", 1.0, "stopped")
+    assert (status.model.model_id, status.model.context_length) == (crafted.name, 4096)
+    server = runtime.start_server(status.handle, ServerConfig()).server
+    assert (server.status, server.base_url) == ("running", f"http://127.0.0.1:{server.port}")
+    assert runtime.start_server(status.handle, ServerConfig(port=1)).server == server
+    assert runtime.stop_server(status.handle).server.status == "stopped"
+    assert runtime.stop_server(status.handle).server.status == "stopped"
+    report = runtime.unload(status.handle)
+    assert report.before_bytes > 0
+    for call in (runtime.status, runtime.stop_server, runtime.unload, runtime.suspend, runtime.resume):
+        with pytest.raises(InvalidHandle):
+            call(status.handle)
+
+
+def test_loading_without_waiting(runtime: Runtime, crafted: Path) -> None:
+    """`wait: false` returns while loading; until it is ready nothing can be served."""
+    status = runtime.load(config(crafted, wait=False))
+    assert status.model.status == "loading"
+    with pytest.raises(ModelLoading):
+        runtime.start_server(status.handle, ServerConfig())
+    assert wait_until_loaded(runtime, status.handle).model.status == "ready"
+
+
+def test_a_failed_load(runtime: Runtime, tmp_path: Path) -> None:
+    """Waiting, it raises and leaves no handle; not waiting, the state says why until it is unloaded."""
+    with pytest.raises(ModelNotFound):
+        runtime.load(config(tmp_path / "nowhere"))
+    status = runtime.load(config(tmp_path / "nowhere", wait=False))
+    failed = wait_until_loaded(runtime, status.handle)
+    assert failed.model.status == "failed"
+    assert failed.model.error is not None
+    assert failed.model.error["code"] == "model_not_found"
+    with pytest.raises(ModelNotFound):
+        runtime.start_server(status.handle, ServerConfig())
+    runtime.unload(status.handle)
+    with pytest.raises(InvalidHandle):
+        runtime.status(status.handle)
+
+
+def test_unload_cancels_a_load(runtime: Runtime, crafted: Path) -> None:
+    """A load in progress ends within a second of unload."""
+    status = runtime.load(config(crafted, wait=False))
+    begun = time.monotonic()
+    runtime.unload(status.handle)
+    assert time.monotonic() - begun < 1
+    with pytest.raises(InvalidHandle):
+        runtime.status(status.handle)
+
+
+def test_two_models_at_once(runtime: Runtime, crafted: Path) -> None:
+    """Two loads give two handles whose servers answer independently."""
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: runtime.load(config(crafted)).handle, range(2))
+    assert first != second
+    urls = [runtime.start_server(handle, ServerConfig()).server.base_url for handle in (first, second)]
+    runtime.unload(first)
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{urls[0]}/health")
+    assert httpx2.get(f"{urls[1]}/health").status_code == 200
+
+
+def test_bad_addresses(runtime: Runtime, crafted: Path) -> None:
+    """A taken port, a foreign address and a bad name are errors of their own, and the server can still start."""
+    handle = runtime.load(config(crafted)).handle
+    other = runtime.load(config(crafted)).handle
+    taken = runtime.start_server(handle, ServerConfig()).server.port
+    assert taken is not None
+    with pytest.raises(AddressInUse, match=str(taken)):
+        runtime.start_server(other, ServerConfig(port=taken))
+    with pytest.raises(LibMlxError) as caught:
+        runtime.start_server(other, ServerConfig(host="192.0.2.1"))
+    assert caught.value.code == "server_start_failed"
+    with pytest.raises(InvalidArgument, match="host"):
+        runtime.start_server(other, ServerConfig(host="no such host"))
+    assert runtime.status(other).server.status == "stopped"
+    assert runtime.start_server(other, ServerConfig(host="::1")).server.base_url is not None
+
+
+def test_racing_calls(runtime: Runtime, crafted: Path) -> None:
+    """Starts, stops, status calls and unloads from many threads give answers or errors, never a hang."""
+    handle = runtime.load(config(crafted)).handle
+    calls = [
+        lambda: runtime.start_server(handle, ServerConfig()),
+        lambda: runtime.stop_server(handle),
+        lambda: runtime.status(handle),
+        lambda: runtime.suspend(handle),
+        lambda: runtime.resume(handle),
+    ]
+
+    def call(number: int) -> None:
+        try:
+            calls[number % len(calls)]()
+        except LibMlxError as error:
+            assert error.code in {"invalid_handle", "model_loading", "load_cancelled"}  # noqa: PT017 - the only ones
+
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(call, number) for number in range(60)]
+        unload = pool.submit(runtime.unload, handle)
+        for future in futures:
+            future.result(timeout=30)
+        unload.result(timeout=30)
+    with pytest.raises(InvalidHandle):
+        runtime.status(handle)
+
+
+def test_listeners_see_every_state(runtime: Runtime, crafted: Path) -> None:
+    """Progress and states are told in order, and None when the handle is gone."""
+    seen: list[Status | None] = []
+    runtime.subscribe(lambda _handle, status: seen.append(status))
+    handle = runtime.load(config(crafted)).handle
+    runtime.start_server(handle, ServerConfig())
+    runtime.unload(handle)
+    assert seen[-1] is None
+    models = [status.model.status for status in seen if status]
+    servers = [status.server.status for status in seen if status]
+    assert list(dict.fromkeys(models)) == ["loading", "ready", "unloading"]
+    assert [state for state, before in zip(servers, ["", *servers], strict=False) if state != before] == [
+        "stopped",
+        "starting",
+        "running",
+        "stopping",
+        "stopped",
+    ]
+
+
+def test_shutdown_is_idempotent_and_not_the_end(runtime: Runtime, crafted: Path) -> None:
+    """After a shutdown everything is gone, a second one does nothing, and a load works again."""
+    handle = runtime.load(config(crafted)).handle
+    runtime.start_server(handle, ServerConfig())
+    runtime.shutdown()
+    runtime.shutdown()
+    with pytest.raises(InvalidHandle):
+        runtime.status(handle)
+    assert runtime.load(config(crafted)).model.status == "ready"
+
+
+def test_no_thread_survives_the_last_handle(runtime: Runtime, crafted: Path) -> None:
+    """Load, start, stop, unload: the threads afterwards are those after the first round."""
+
+    def round_() -> int:
+        handle = runtime.load(config(crafted)).handle
+        runtime.start_server(handle, ServerConfig())
+        runtime.unload(handle)
+        return threading.active_count()
+
+    first = round_()
+    assert [round_() for _ in range(3)][-1] <= first
+
+
+EXIT = """
+import sys, threading, time
+import httpx2, lib_mlx
+model = lib_mlx.load_model(sys.argv[1])
+server = model.start_server()
+def read():
+    with httpx2.stream("POST", server.base_url + "/v1/chat/completions", timeout=30,
+                       json={"stream": True, "messages": [{"role": "user", "content": "loop"}]}) as answer:
+        for line in answer.iter_lines():
+            started.set()
+started = threading.Event()
+threading.Thread(target=read, daemon=True).start()
+started.wait()
+sys.exit(7)
+"""
+
+
+def test_exit_while_generating(crafted: Path) -> None:
+    """A Python host that just exits, with a stream running, is gone promptly with its own exit code."""
+    for _ in range(3):
+        begun = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", EXIT, str(crafted)], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (7, "")
+        assert time.monotonic() - begun < 20
