@@ -140,6 +140,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
 
     Raises:
         CorruptModel: the tokenizer's files are missing or damaged.
+        UnsupportedModel: it wants to run code of its own.
     """
     from lib_mlx.models import upstream
 
@@ -149,6 +150,11 @@ def load_tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
         wrapper = upstream.load_tokenizer(checkpoint.path, extra, eos_token_ids=_eos_ids(checkpoint))
     except Exception as error:
         detail = str(error).split("\n", 1)[0][:300]
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModel(
+                f"The tokenizer of {checkpoint.path} wants to run code of its own.",
+                hint="lib_mlx does not run code from checkpoints; use one with a tokenizer.json.",
+            ) from error
         raise CorruptModel(
             f"The tokenizer of {checkpoint.path} cannot be loaded: {detail}.", hint="Fetch the model again."
         ) from error

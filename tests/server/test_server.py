@@ -117,7 +117,7 @@ JSON = st.recursive(
     max_leaves=8,
 )
 FIELDS = st.sampled_from(
-    ["messages", "input", "model", "stream", "stop", "tools", "tool_choice", "temperature", "seed", "logit_bias", "n", "max_tokens", "reasoning"]
+    ["messages", "input", "model", "stream", "stop", "tools", "tool_choice", "temperature", "seed", "logit_bias", "n"]
 )
 
 
