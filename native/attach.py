@@ -4,7 +4,9 @@ An exception here would be printed by cffi and lost; it is handed to C instead, 
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from _lib_mlx_ffi import ffi, lib
 
@@ -19,7 +21,7 @@ def prefer_own_package() -> None:
             sys.path.insert(0 if lib.lm_owns_python else len(sys.path), root)
 
 
-def attach():
+def attach() -> Callable[[int, int, bytes | None], bytes]:
     """Return `abi.dispatch`, connected to C."""
     prefer_own_package()
     from lib_mlx import abi
@@ -37,7 +39,7 @@ def attach():
 
 
 @ffi.def_extern(onerror=lambda *_: None)
-def lm_dispatch(operation, handle, json):
+def lm_dispatch(operation: int, handle: int, json: Any) -> Any:
     """Answer in memory that C's free() releases."""
     raw = None if json == ffi.NULL else ffi.string(json)
     return lib.strdup(dispatch(operation, handle, raw))
