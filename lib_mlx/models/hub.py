@@ -38,10 +38,13 @@ def is_reachable() -> bool:
     return bool(answers and answers[0])
 
 
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
 def _answers() -> bool:
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     try:
-        with open_url(f"{endpoint}/api/models?limit=1", method="HEAD", timeout=_PROBE_SECONDS):
+        with open_url(f"{_endpoint()}/api/models?limit=1", method="HEAD", timeout=_PROBE_SECONDS):
             return True
     except urllib.error.HTTPError:
         return True
@@ -57,11 +60,12 @@ def pull_repo(repo: str, revision: str | None, progress: Callable[[int, int], No
         UnsupportedModel: the repository has no safetensors weights.
         DownloadFailed: access is denied, or the network failed.
     """
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
     options: dict[str, Any] = {
         "repo_id": repo,
         "revision": revision,
+        "endpoint": _endpoint(),
         "allow_patterns": _ALLOWED,
         "ignore_patterns": _IGNORED,
         "cache_dir": store.hub_cache(),
@@ -75,22 +79,30 @@ def pull_repo(repo: str, revision: str | None, progress: Callable[[int, int], No
             return Path(snapshot_download(**options))
     except LibMlxError:
         raise
-    except errors.GatedRepoError:
-        raise DownloadFailed(
+    except Exception as error:
+        # A dry run tells of every refusal as DryRunError, with the reason as its cause.
+        raise _translated(repo, revision, error.__cause__ or error) from error
+
+
+def _translated(repo: str, revision: str | None, error: BaseException) -> LibMlxError:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return DownloadFailed(
             f"The repository {repo!r} asks you to accept its terms first.",
             hint="Accept them on its page and set HF_TOKEN to a token of your account.",
-        ) from None
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError):
+        )
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError)):
         where = f" at revision {revision!r}" if revision else ""
-        raise ModelNotFound(
+        return ModelNotFound(
             f"The Hugging Face Hub has no repository {repo!r}{where}.",
             hint="Check the spelling; a private repository needs HF_TOKEN.",
-        ) from None
-    except Exception as error:
-        raise DownloadFailed(
-            f"{repo} could not be fetched from the Hugging Face Hub: {error}.",
-            hint="Check the network and try again; what has arrived is kept.",
-        ) from error
+        )
+    reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    return DownloadFailed(
+        f"{repo} could not be fetched from the Hugging Face Hub: {reason}.",
+        hint="Check the network and try again; what has arrived is kept.",
+    )
 
 
 def _check_format(repo: str, files: list[str]) -> None:

@@ -73,7 +73,7 @@ def resolve(
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf" and path.is_file():
         return _converted(path, progress, cancelled)
-    if path.is_dir():
+    if name and path.is_dir():
         return path.resolve()
     found = in_store(name) or in_hub_cache(name, revision)
     if found is None and (entry := CATALOG.get(name)):
