@@ -27,9 +27,7 @@ def loaded(crafted_family: Family) -> Callable[[str], tuple[Any, Any]]:
 
 def say(model: Any, tokenizer: Any, prompts: dict[str, list[int]], max_tokens: int = 250) -> dict[str, str]:
     """Decode all prompts greedily in one batch."""
-    generator = BatchGenerator(
-        model, stop_tokens=[[token] for token in tokenizer.eos_token_ids], max_tokens=max_tokens
-    )
+    generator = BatchGenerator(model, stop_tokens=[[token] for token in tokenizer.eos_token_ids], max_tokens=max_tokens)
     names = dict(zip(generator.insert(list(prompts.values())), prompts, strict=True))
     tokens: dict[str, list[int]] = {name: [] for name in prompts}
     while any(responses := generator.next()):
@@ -48,17 +46,13 @@ def ask(tokenizer: Any, text: str, **options: Any) -> list[int]:
 
 @pytest.mark.parametrize("thinking", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_script_is_spoken_exactly(
-    family: str, thinking: bool, loaded: Callable[[str], tuple[Any, Any]]
-) -> None:
+def test_every_script_is_spoken_exactly(family: str, thinking: bool, loaded: Callable[[str], tuple[Any, Any]]) -> None:
     """Greedy decoding in one batch yields each script's text to the byte, with and without reasoning."""
     model, tokenizer = loaded(family)
     prompts = {name: ask(tokenizer, f"{name} please", enable_thinking=thinking) for name in SCRIPTS}
     said = say(model, tokenizer, prompts)
     endless = said.pop("loop")
-    assert (
-        endless == (SCRIPTS["loop"].text(family, thinking=thinking) + " round and again" * 90)[: len(endless)]
-    )
+    assert endless == (SCRIPTS["loop"].text(family, thinking=thinking) + " round and again" * 90)[: len(endless)]
     assert said == {name: SCRIPTS[name].text(family, thinking=thinking) for name in said}
 
 
@@ -84,9 +78,7 @@ def test_mlx_lm_recognises_the_markers(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_template_renders_tools_and_history(
-    family: str, loaded: Callable[[str], tuple[Any, Any]]
-) -> None:
+def test_the_template_renders_tools_and_history(family: str, loaded: Callable[[str], tuple[Any, Any]]) -> None:
     """Tools, a system message, a past call and its result reach the prompt, and `after` answers."""
     model, tokenizer = loaded(family)
     messages = [
@@ -95,9 +87,7 @@ def test_the_template_renders_tools_and_history(
         {
             "role": "assistant",
             "content": "",
-            "tool_calls": [
-                {"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}
-            ],
+            "tool_calls": [{"type": "function", "function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}],
         },
         {"role": "tool", "content": "rainy"},
     ]

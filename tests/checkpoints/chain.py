@@ -65,9 +65,7 @@ class Chain:
         clash = None
         for width in range(4, 24):
             found = dict(self.transitions)
-            clash = next(
-                (step for step in self._steps(script, width) if found.setdefault(*step) != step[1]), None
-            )
+            clash = next((step for step in self._steps(script, width) if found.setdefault(*step) != step[1]), None)
             if clash is None:
                 self.transitions = found
                 return
@@ -90,9 +88,7 @@ class Chain:
         self._added[token] = None
         return token
 
-    def _walk(
-        self, start: Sequence[str], body: Sequence[str], again: Sequence[str]
-    ) -> Iterator[tuple[State, str]]:
+    def _walk(self, start: Sequence[str], body: Sequence[str], again: Sequence[str]) -> Iterator[tuple[State, str]]:
         """Each step of `body` after the prompt's last tokens `start`; a lone one follows any token."""
         before, last = ["", *start][-2:]
         for token in [*body, *(again[:2] or [self.family.eos])]:
@@ -189,7 +185,5 @@ def _head(chain: Chain, embed: Floats, rotation: Floats, silent: int) -> Floats:
     worst = int(margin.argmin())
     token = {number: token for token, number in ids.items()}
     if margin[worst] < MIN_MARGIN:
-        raise ValueError(
-            f"the step {[token[i] for i in steps[worst]]} wins by {margin[worst]:.1f} logits only"
-        )
+        raise ValueError(f"the step {[token[i] for i in steps[worst]]} wins by {margin[worst]:.1f} logits only")
     return head

@@ -120,9 +120,7 @@ _MISTRAL = """\
 
 HERMES_TOOL = ("<tool_call>", "</tool_call>")
 THINK = ("<think>", "</think>")
-_QWEN = Family(
-    "qwen", "<|im_end|>", None, THINK, HERMES_TOOL, "hermes", _CHATML, ("<|endoftext|>", "<|im_start|>")
-)
+_QWEN = Family("qwen", "<|im_end|>", None, THINK, HERMES_TOOL, "hermes", _CHATML, ("<|endoftext|>", "<|im_start|>"))
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (

@@ -62,14 +62,10 @@ TOKYO_TIME = Call("get_time", {"zone": "Asia/Tokyo"})
 
 _STANDARD = (
     Script("hello", ("Hello", ",", " I", " am", " a", " crafted", " model", ".")),
-    Script(
-        "think", ("<think>", "\nLet", " me", " think", ".\n", "</think>", "\n\nThe", " answer", " is", " 42")
-    ),
+    Script("think", ("<think>", "\nLet", " me", " think", ".\n", "</think>", "\n\nThe", " answer", " is", " 42")),
     Script("tool", (PARIS,)),
     Script("tools", (PARIS, "\n", TOKYO_TIME)),
-    Script(
-        "think_tool", ("<think>", "\nI need", " weather", "\n", "</think>", "\n\nLooking", " up. ", PARIS)
-    ),
+    Script("think_tool", ("<think>", "\nI need", " weather", "\n", "</think>", "\n\nLooking", " up. ", PARIS)),
     Script(
         "broken_tool",
         (
