@@ -38,7 +38,7 @@ def attach() -> Callable[[int, int, bytes | None], bytes]:
     return abi.dispatch
 
 
-@ffi.def_extern(onerror=lambda *_: None)
+@ffi.def_extern(onerror=lambda *_: None)  # type: ignore[untyped-decorator]  # cffi's, generated
 def lm_dispatch(operation: int, handle: int, json: Any) -> Any:
     """Answer in memory that C's free() releases."""
     raw = None if json == ffi.NULL else ffi.string(json)

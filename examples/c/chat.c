@@ -280,7 +280,8 @@ static void print_speed(const struct speed *speed)
 static char *chat_body(const char *prompt)
 {
     static const char format[] = "{\"model\": \"chat\", \"stream\": true, \"stream_options\": {\"include_usage\": true}, "
-                                 "\"max_tokens\": %d, \"messages\": [{\"role\": \"user\", \"content\": %s}]}";
+                                 "\"temperature\": 0, \"max_tokens\": %d, "
+                                 "\"messages\": [{\"role\": \"user\", \"content\": %s}]}";
     char *quoted = json_quote(prompt);
     size_t size = sizeof format + strlen(quoted) + 16;
     char *body = malloc(size);
