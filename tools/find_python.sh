@@ -27,7 +27,11 @@ else
 fi
 
 for candidate in $candidates; do
-    command -v "$candidate" >/dev/null 2>&1 || continue
+    if ! command -v "$candidate" >/dev/null 2>&1; then
+        [ -z "${PYTHON:-}" ] || rejected="
+  $candidate: not found"
+        continue
+    fi
     # A name may be on PATH and still not start: pyenv leaves such names behind.
     if answer=$("$candidate" -I -c "$check" 2>&1); then
         printf '%s\n' "$answer"
