@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
-
-import pytest
+from typing import TYPE_CHECKING
 
 import build_ffi
 from tests.abi.conftest import ROOT, Programs, Result, expect, run
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_linked(programs: Programs) -> None:
@@ -110,7 +113,7 @@ def test_python_that_cannot_start(programs: Programs, tmp_path: Path) -> None:
     stdlib.mkdir(parents=True)
     (stdlib / "os.py").touch()
     shared = f"lib{_python_name()}.so.1.0"
-    (libraries / shared).symlink_to(_base_prefix() / "lib" / shared)
+    (libraries / shared).symlink_to(_libpython())
     # Python itself reports a fatal error of this kind on stderr before it returns.
     result = programs.run("first_call", "python_init", env={"LIB_MLX_HOME": str(tmp_path)})
     assert result.returncode == 0, result.stderr
@@ -148,10 +151,7 @@ def test_package_that_cannot_be_imported(programs: Programs, library: Path, tmp_
 
 def test_libpython_loaded_by_somebody_else(programs: Programs) -> None:
     """A libpython that another plugin opened RTLD_LOCAL, and left uninitialised, is the one that is started."""
-    shared = _base_prefix() / f"lib/lib{_python_name()}.so.1.0"
-    if not shared.exists():
-        pytest.skip(f"no {shared} here")
-    programs.check("other_libpython", shared)
+    programs.check("other_libpython", _libpython())
 
 
 def test_retry_after_python_was_not_found(programs: Programs) -> None:
@@ -172,8 +172,9 @@ def _copy_package(library: Path, site: Path, *, link: bool = False) -> Path:
     )
 
 
-def _base_prefix() -> Path:
-    return Path(sys.base_prefix)
+def _libpython() -> Path:
+    """Return the running Python's shared library; Debian keeps it outside the prefix's lib/."""
+    return Path(sysconfig.get_config_var("LIBDIR"), f"lib{_python_name()}.so.1.0")
 
 
 def _python_name() -> str:
