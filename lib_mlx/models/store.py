@@ -70,17 +70,26 @@ def resolve(
         ModelNotFound: nothing of that name is on this machine; the hint says how to get it.
         CorruptModel, UnsupportedModel, LoadCancelled: from the conversion of a `.gguf` file.
     """
-    path = Path(name).expanduser()
-    if path.suffix.lower() == ".gguf" and path.is_file():
-        return _converted(path, progress, cancelled)
-    if name and path.is_dir():
+    path = _existing(name)
+    if path and path.is_dir():
         return path.resolve()
+    if path and path.suffix.lower() == ".gguf":
+        return _converted(path, progress, cancelled)
     found = in_store(name) or in_hub_cache(name, revision)
     if found is None and (entry := CATALOG.get(name)):
         found = in_hub_cache(entry.repo, revision)
     if found is None:
         raise _not_found(name)
     return found
+
+
+def _existing(name: str) -> Path | None:
+    """Return `name` as a path if there is something; a text that can be no path is simply not there."""
+    try:
+        path = Path(name).expanduser()
+        return path if name and path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL inside, the home of an unknown user
+        return None
 
 
 def in_store(name: str) -> Path | None:
@@ -116,14 +125,14 @@ def hub_cache() -> Path:
 
 def is_complete(path: Path) -> bool:
     """Tell whether `path` is a model directory with a config, a tokenizer and every weight file it names."""
-    if not (path / "config.json").is_file():
-        return False
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return False
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return any(file.is_file() for file in path.glob("model*.safetensors"))
     try:
+        if not (path / "config.json").is_file():
+            return False
+        if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+            return False
+        index = path / "model.safetensors.index.json"
+        if not index.is_file():
+            return any(file.is_file() for file in path.glob("model*.safetensors"))
         files = set(json.loads(index.read_bytes())["weight_map"].values())
         return all((path / file).is_file() for file in files)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

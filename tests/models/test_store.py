@@ -91,6 +91,9 @@ def test_an_incomplete_snapshot_does_not_count(missing: str, tmp_path: Path) -> 
         ("", "Give a directory"),
         ("missing.gguf", "Give a directory"),
         ("\0", "Give a directory"),
+        ("x" * 5000, "Give a directory"),
+        ("a/" + "b" * 5000, "lib-mlx pull"),
+        ("~no-such-user/model", "Give a directory"),
     ],
 )
 def test_an_unknown_name_says_how_to_get_it(name: str, hint: str, tmp_path: Path) -> None:
