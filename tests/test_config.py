@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -58,10 +59,8 @@ def test_what_is_not_a_json_object(text: bytes) -> None:
 @given(st.binary(max_size=60))
 def test_any_bytes_give_a_configuration_or_an_error(text: bytes) -> None:
     """Nothing else is ever raised."""
-    try:
-        parse_config(ServerConfig, text)
-    except LibMlxError as error:
-        assert error.to_json()["message"]
+    with contextlib.suppress(LibMlxError):
+        assert isinstance(parse_config(ServerConfig, text), ServerConfig)
 
 
 @pytest.mark.parametrize("port", [-1, 65536, "80", 1.5, True])
