@@ -84,8 +84,7 @@ LIB_MLX_API char *lib_mlx_load_model(const char *config_json);
  *
  * `config_json` may be NULL, which means {}. camelCase as above.
  * Answer: {"ok": true, "handle": 1, "server": {"host", "port", "base_url", "model_id", "status": "running"}}
- * Errors: invalid_json, invalid_argument, invalid_handle, model_loading, suspended, address_in_use,
- *         server_start_failed.
+ * Errors: invalid_json, invalid_argument, invalid_handle, model_loading, address_in_use, server_start_failed.
  * Blocks: until the server accepts connections. */
 LIB_MLX_API char *lib_mlx_start_server(int64_t handle, const char *config_json);
 
@@ -118,8 +117,9 @@ LIB_MLX_API char *lib_mlx_server_status(int64_t handle);
  * Blocks: at most about 10 seconds. */
 LIB_MLX_API char *lib_mlx_unload_model(int64_t handle);
 
-/* Ends all GPU work of a model and refuses new work (`suspended`) until lib_mlx_resume(): for an app that
- * goes to the background or a machine about to sleep. The model stays in memory. Suspending twice is fine.
+/* Ends all GPU work of a model until lib_mlx_resume(): for an app that goes to the background or a machine about
+ * to sleep. The model stays in memory, its server goes on accepting requests, and requests, also those under way,
+ * wait. Suspending twice is fine.
  *
  * Answer: {"ok": true, "handle": 1, "status": "suspended"}
  * Errors: invalid_handle, model_loading.
@@ -160,12 +160,9 @@ LIB_MLX_API void lib_mlx_free(void *ptr);
  *     model_not_found         no model of that name or path
  *     unsupported_model       the checkpoint's architecture or format is not supported
  *     corrupt_model           the checkpoint's files are damaged or incomplete
- *     unsupported_feature     well-formed, but this model or version cannot honour it
  *     insufficient_memory     the model does not fit into memory
- *     download_failed         a model could not be fetched
  *     load_cancelled          the load was cancelled by lib_mlx_unload_model() or lib_mlx_shutdown()
  *     model_loading           the model is not ready yet
- *     suspended               the model is suspended
  *     address_in_use          the requested port is taken
  *     server_start_failed     the server could not start
  *     shutting_down           the process is ending

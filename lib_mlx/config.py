@@ -83,7 +83,7 @@ def parse_config(kind: type[C], values: Mapping[str, Any] | bytes | str | None) 
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
-        raise _invalid_argument(kind, error) from None
+        raise _invalid_argument(kind, error, values) from None
 
 
 def _json_object(text: bytes | str) -> dict[str, Any]:
@@ -100,15 +100,23 @@ def _json_object(text: bytes | str) -> dict[str, Any]:
     return value
 
 
-def _invalid_argument(kind: type[_Config], error: pydantic.ValidationError) -> InvalidArgument:
+def _invalid_argument(
+    kind: type[_Config], error: pydantic.ValidationError, values: Mapping[str, Any]
+) -> InvalidArgument:
     first = error.errors(include_url=False, include_context=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = _as_written(kind, ".".join(str(part) for part in first["loc"]), values)
     if first["type"] == "extra_forbidden":
         known = list(kind.model_fields)
         near = difflib.get_close_matches(key, [*known, *map(to_camel, known)], n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
         return InvalidArgument(f"Unknown key {key!r}.", hint=hint, param=key)
-    doc = ""
     if first["type"] == "missing":
-        return InvalidArgument(f"The key {key!r} is required.", hint=doc, param=key)
-    return InvalidArgument(f"Invalid value for {key!r}: {first['msg']}.", hint=doc, param=key)
+        return InvalidArgument(f"The key {key!r} is required.", param=key)
+    return InvalidArgument(f"Invalid value for {key!r}: {first['msg']}.", param=key)
+
+
+def _as_written(kind: type[_Config], key: str, values: Mapping[str, Any]) -> str:
+    """Return `key` in snake_case unless the caller wrote it otherwise; pydantic reports the camelCase alias."""
+    if key in values:
+        return key
+    return next((name for name in kind.model_fields if key in {name, to_camel(name)}), key)

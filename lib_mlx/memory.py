@@ -8,10 +8,26 @@ import sys
 
 import psutil
 
+from lib_mlx.errors import InsufficientMemory
+
 
 def resident_bytes() -> int:
     """Return the process's resident memory in bytes."""
     return int(psutil.Process().memory_info().rss)
+
+
+def check_fits(need_bytes: int, what: str) -> None:
+    """Refuse what cannot fit before it drives the machine into swapping or the process into an abort.
+
+    Raises:
+        InsufficientMemory: less than `need_bytes` is available, with both figures.
+    """
+    available = int(psutil.virtual_memory().available)
+    if need_bytes > available:
+        raise InsufficientMemory(
+            f"{what} needs {need_bytes / 1e9:.2f} GB; {available / 1e9:.2f} GB are available.",
+            hint="Close other programs, unload models, or use a smaller or more strongly quantised model.",
+        )
 
 
 def release() -> None:

@@ -53,6 +53,7 @@ class _Handle:
         self.created = int(time.time())
         self.model = ModelStatus("loading", config.model_id or Path(config.model_path).name, config.model_path)
         self.server = ServerStatus("stopped")
+        self.abandoned = False
         self.error: LibMlxError | None = None
         self.engine: EngineModel | None = None
         self.listener: Listener | None = None
@@ -227,13 +228,13 @@ class Runtime:
 
     def _loaded(self, handle: _Handle, *, engine: EngineModel | None = None, error: LibMlxError | None = None) -> None:
         with handle.lock:
-            handle.engine, handle.error = engine, error
-            if engine is not None:
-                handle.model = replace(
-                    handle.model, status="ready", progress=1.0, stage="", context_length=engine.context_length
-                )
-            elif error is not None:
-                handle.model = replace(handle.model, status="failed", stage="", error=error.to_json())
+            abandoned = handle.abandoned
+            if not abandoned:
+                handle.engine, handle.error = engine, error
+            if handle.model.status == "loading":
+                handle.model = _loaded_status(handle.model, engine, error)
+        if abandoned and engine is not None:
+            engine.unload()
         self._publish(handle)
         handle.loaded.set()
 
@@ -257,8 +258,9 @@ class Runtime:
             handle.model = replace(handle.model, status="unloading")
         self._publish(handle)
         self._stop(handle, deadline_s)
-        handle.loaded.wait()
+        handle.loaded.wait(deadline_s)
         with handle.lock:
+            handle.abandoned = True  # a load that has not noticed yet frees what it loaded itself
             engine, handle.engine = handle.engine, None
             handle.error = handle.error or LoadCancelled("The model was unloaded.")
         if engine is not None:
@@ -320,6 +322,12 @@ class Runtime:
         status = handle.status()
         for listener in listeners:
             listener(handle.number, status)
+
+
+def _loaded_status(model: ModelStatus, engine: EngineModel | None, error: LibMlxError | None) -> ModelStatus:
+    if engine is not None:
+        return replace(model, status="ready", progress=1.0, stage="", context_length=engine.context_length)
+    return replace(model, status="failed", stage="", error=error.to_json() if error else None)
 
 
 _runtime: Runtime | None = None

@@ -7,12 +7,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
 
 from lib_mlx.config import LoadConfig, ServerConfig
+from lib_mlx.engine import engine
 from lib_mlx.errors import AddressInUse, InvalidArgument, InvalidHandle, LibMlxError, ModelLoading, ModelNotFound
 from lib_mlx.runtime import Runtime
 
@@ -95,6 +96,31 @@ def test_unload_cancels_a_load(runtime: Runtime, crafted: Path) -> None:
     assert time.monotonic() - begun < 1
     with pytest.raises(InvalidHandle):
         runtime.status(status.handle)
+
+
+def test_unload_does_not_wait_for_a_load_that_hangs(
+    runtime: Runtime, crafted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unload keeps its deadline even if the load does not look up; what it loads in the end is freed."""
+    held, freed = threading.Event(), threading.Event()
+    load, unload = engine.load, engine.EngineModel.unload
+
+    def slow(*arguments: Any, **options: Any) -> engine.EngineModel:
+        held.wait(10)
+        return load(*arguments, **options | {"cancelled": lambda: False})
+
+    def watched(model: engine.EngineModel) -> None:
+        unload(model)
+        freed.set()
+
+    monkeypatch.setattr(engine, "load", slow)
+    monkeypatch.setattr(engine.EngineModel, "unload", watched)
+    handle = runtime.load(config(crafted, wait=False)).handle
+    begun = time.monotonic()
+    runtime.unload(handle, deadline_s=0.1)
+    assert time.monotonic() - begun < 2
+    held.set()
+    assert freed.wait(20)
 
 
 def test_two_models_at_once(runtime: Runtime, crafted: Path) -> None:

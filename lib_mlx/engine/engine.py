@@ -171,10 +171,11 @@ def load(
         cancelled: asked every 64 MiB.
 
     Raises:
-        LoadCancelled, CorruptModel, UnsupportedModel: see `lib_mlx.errors`.
+        InsufficientMemory, LoadCancelled, CorruptModel, UnsupportedModel: see `lib_mlx.errors`.
     """
     worker = get_worker()
     check_cancelled(cancelled)
+    memory.check_fits(checkpoint.weight_bytes, f"The model {checkpoint.path.name!r}")
     progress(_TOKENIZER_SHARE, "weights")
     weights = worker.submit(
         _load_weights,

@@ -12,7 +12,7 @@ from tests.abi.conftest import ROOT, compile_c, run
 if TYPE_CHECKING:
     from pathlib import Path
 
-DOCS = [ROOT / "docs/c-api.md", ROOT / "docs/embedding.md"]
+DOCS = [ROOT / "README.md", ROOT / "docs/c-api.md", ROOT / "docs/embedding.md"]
 BLOCKS = [
     pytest.param(block, id=f"{path.name}-{number}")
     for path in DOCS
@@ -30,7 +30,7 @@ def chat(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_docs_have_c() -> None:
-    """Both documents show code, so that the tests below are not empty."""
+    """The documents show code, so that the tests below are not empty."""
     assert len(BLOCKS) >= 3
 
 

@@ -26,7 +26,11 @@ TOOLS: list[Any] = [{"type": "function", "function": {"name": "get_weather", "pa
 def served_by_c(programs: Programs, model: Path) -> Iterator[str]:
     """Run the C host on `model`; yield its base URL; demand that it ends well."""
     with subprocess.Popen(
-        [programs.build("serve"), model], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [programs.build("serve"), model],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as host:
         assert host.stdout is not None
         port = host.stdout.readline().strip()

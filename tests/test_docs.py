@@ -1,0 +1,88 @@
+"""The README and docs/ are true: their code runs, their tables match the code, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_errors import all_errors
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXECUTED_ELSEWHERE = {
+    "make demo": "test_the_demo",
+    "make test": "this suite",
+    'cc host.c -Iinclude -Llib_mlx -llib_mlx -Wl,-rpath,"$PWD/lib_mlx" -o host': "tests/abi/test_examples.py",
+}
+
+
+def blocks(language: str) -> list[tuple[Path, str]]:
+    """Every code block of a language."""
+    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(path, block) for path in DOCS for block in pattern.findall(path.read_text())]
+
+
+def shell_commands() -> list[str]:
+    """Every line of every shell block, without its comment."""
+    lines = [line for _, block in blocks("sh") for line in block.splitlines()]
+    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("path", "code"), blocks("python"))
+@pytest.mark.usefixtures("smollm2")
+def test_python(path: Path, code: str) -> None:
+    """Each Python block runs as it stands and prints something."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert done.stderr == ""
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("command", sorted(set(shell_commands()) - set(EXECUTED_ELSEWHERE)))
+@pytest.mark.usefixtures("smollm2")
+def test_shell(command: str) -> None:
+    """Each command runs in the checkout."""
+    command = command.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+    subprocess.run(command, shell=True, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.model
+@pytest.mark.skipif(not (ROOT / ".venv/.synced").exists(), reason="this checkout was not set up by make")
+@pytest.mark.usefixtures("smollm2")
+def test_the_demo() -> None:
+    """`make demo` prints an answer of the model and its speed."""
+    done = subprocess.run(
+        ["make", "demo", "PROMPT=What is the capital of France?"], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Paris" in done.stdout
+    assert re.search(r"\d+ tokens, [\d.]+ tokens/s", done.stdout + done.stderr)
+
+
+def test_every_error_is_documented() -> None:
+    """docs/errors.md lists each code with its status."""
+    rows = set(re.findall(r"^\| `(\w+)` \| (\d+) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE))
+    assert rows == {(kind.code, str(kind.http_status)) for kind in all_errors()}
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link names a file that exists."""
+    for path in DOCS:
+        for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    """The table of where to find what is kept up to date."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    folder = ROOT / "lib_mlx"
+    for name in re.findall(r"`([\w/]+\.(?:py|c))`", text):
+        found = (folder / name).exists() or (ROOT / name).exists() or any(folder.rglob(name))
+        assert found, name
