@@ -16,6 +16,11 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def total_bytes() -> int:
+    """Return the machine's memory in bytes."""
+    return int(psutil.virtual_memory().total)
+
+
 def check_fits(need_bytes: int, what: str) -> None:
     """Refuse what cannot fit before it drives the machine into swapping or the process into an abort.
 

@@ -9,10 +9,11 @@ import mlx.core as mx
 
 from lib_mlx import memory
 from lib_mlx.engine.detokenizer import detokenizer_factory
+from lib_mlx.engine.job import Job, PreparedRequest
 from lib_mlx.engine.output_format import output_format
 from lib_mlx.engine.output_parser import Opening
 from lib_mlx.engine.sampling import resolve_sampling
-from lib_mlx.engine.scheduler import Job, PreparedRequest, Scheduler
+from lib_mlx.engine.scheduler import Scheduler
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import ContextLengthExceeded, CorruptModel, LibMlxError, ShuttingDown
 from lib_mlx.models.chat_template import render_prompt, tool_json
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
 
+_PREFIX_BYTES = 2 << 30  # of KV kept of past requests, if the machine has ten times as much memory
 _UNKNOWN_CONTEXT = 8192  # tokens, for a checkpoint that states no context length
 _TOKENIZER_SHARE = 0.1  # of the progress of a load
 
@@ -217,6 +219,7 @@ def _load_weights(checkpoint: Checkpoint, progress: Callable[[float], None], can
 
 def _start_scheduler(weights: Weights, eos: frozenset[int]) -> Scheduler:
     chunk = 64 if mx.default_device() == mx.cpu else 512  # tokens: some 0.1 s of work either way
-    scheduler = Scheduler(weights.network, eos, prefill_chunk=chunk)
+    prefix_bytes = min(_PREFIX_BYTES, memory.total_bytes() // 10)
+    scheduler = Scheduler(weights.network, eos, prefill_chunk=chunk, prefix_bytes=prefix_bytes)
     get_worker().add(scheduler)
     return scheduler

@@ -35,7 +35,7 @@ def _unchanged_host() -> Iterator[None]:
 
 with _unchanged_host():
     from mlx_lm.generate import BatchGenerator, StopSequences, TextStateMachine
-    from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
     from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, greedy_sampler
     from mlx_lm.tokenizer_utils import TokenizerWrapper
     from mlx_lm.tokenizer_utils import load as load_tokenizer
@@ -49,8 +49,10 @@ __all__ = [
     "apply_min_p",
     "apply_top_k",
     "apply_top_p",
+    "can_trim_prompt_cache",
     "greedy_sampler",
     "load_model",
     "load_tokenizer",
     "make_prompt_cache",
+    "trim_prompt_cache",
 ]

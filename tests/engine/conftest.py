@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from lib_mlx.engine.engine import EngineModel
-    from lib_mlx.engine.scheduler import Job
+    from lib_mlx.engine.job import Job
     from lib_mlx.generation import GenerationEvent
 
 

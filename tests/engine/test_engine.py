@@ -232,7 +232,7 @@ def test_a_failing_processor_fails_its_own_request(model: EngineModel, monkeypat
     neighbour = Run(model, "long")
     neighbour.events += neighbour.stream.get()
     with monkeypatch.context() as patch:
-        patch.setattr("lib_mlx.engine.scheduler.make_processors", broken)
+        patch.setattr("lib_mlx.engine.job.make_processors", broken)
         failing = Run(model, "hello").wait()
     assert (failing.failure.error.code, "boom" in str(failing.failure.error)) == ("internal", True)
     assert neighbour.wait().text == SCRIPTS["long"].text()

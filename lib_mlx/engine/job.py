@@ -1,0 +1,164 @@
+"""One request under way: from tokens to events, with its own errors kept to itself.
+
+`cancel` may be called from any thread; all else belongs to the engine thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from lib_mlx.engine.output_parser import REASONING, OutputParser
+from lib_mlx.engine.sampling import GREEDY, make_processors, make_sampler
+from lib_mlx.errors import Internal, LibMlxError
+from lib_mlx.generation import Failed, Finished, FinishReason, GenerationEvent, Timings, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lib_mlx.engine.detokenizer import Detokenizer
+    from lib_mlx.engine.event_stream import Batch, EventStream
+    from lib_mlx.engine.output_parser import Opening, OutputFormat
+    from lib_mlx.engine.sampling import Processor, ResolvedSampling, Sampler
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request that was checked and tokenised: nothing in it can be refused any more."""
+
+    prompt: list[int]
+    max_tokens: int
+    sampling: ResolvedSampling
+    stop: tuple[str, ...]
+    tools: list[dict[str, Any]] | None
+    parallel_tool_calls: bool
+    output_format: OutputFormat
+    opening: Opening
+    detokenizer: Detokenizer
+
+
+class Job:
+    """A `PreparedRequest` and how far it has come."""
+
+    def __init__(self, request: PreparedRequest, stream: EventStream) -> None:
+        self.request = request
+        self.stream = stream
+        self.error: LibMlxError | None = None
+        self.done = False
+        """Whether the terminal event has been made."""
+        self.cached = 0
+        """Prompt tokens that came from the prefix cache."""
+        self.completion = 0
+        """Tokens made so far."""
+        self._parser = OutputParser(
+            request.output_format, stop=request.stop, tools=request.tools, opening=request.opening
+        )
+        self._reasoning = 0
+        self._submitted = time.perf_counter()
+        self._started: float | None = None
+        self._first_token: float | None = None
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was submitted."""
+        return time.perf_counter() - self._submitted
+
+    def cancel(self, error: LibMlxError) -> None:
+        """End the request at the next step with `Failed(error)`. Idempotent; no effect once it is done."""
+        if self.error is None:
+            self.error = error
+
+    def start(self) -> None:
+        """Its prompt's turn has come."""
+        self._started = time.perf_counter()
+
+    def advance(self, token: int, ended: str | None) -> Batch:
+        """Take one token in and return the events it makes; `ended` is the generator's reason if it is the last.
+
+        Never raises: what goes wrong with this request's text ends this request.
+        """
+        if self.error is not None:  # its sampler or a processor failed; it ends at the next step
+            return []
+        try:
+            return self._advance(token, ended)
+        except Exception as error:
+            log.exception("the output of a request could not be processed")
+            self.cancel(internal_error(error))
+            return [self.fail()]
+
+    def fail(self) -> Failed:
+        """Return the terminal event of a request that was cancelled or failed."""
+        self.done = True
+        return Failed(self.error or Internal("The request failed without a reason."), self._usage())
+
+    def sampler(self) -> Sampler:
+        """Return the request's sampler; if it raises, the request fails and its neighbours do not."""
+        sample = make_sampler(self.request.sampling)
+        if sample is GREEDY:  # shared by all greedy rows, so that a batch samples in one call
+            return sample
+        return lambda logprobs: self._guard(lambda: sample(logprobs), lambda: mx.argmax(logprobs, axis=-1))
+
+    def processors(self) -> list[Processor]:
+        """Return the request's logits processors, guarded likewise."""
+
+        def guarded(process: Processor) -> Processor:
+            return lambda tokens, logits: self._guard(lambda: process(tokens, logits), lambda: logits)
+
+        return [guarded(process) for process in make_processors(self.request.sampling, len(self.request.prompt))]
+
+    def _guard(self, work: Callable[[], mx.array], otherwise: Callable[[], mx.array]) -> mx.array:
+        if self.error is not None:
+            return otherwise()
+        try:
+            return work()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
+            self.cancel(internal_error(error))
+            return otherwise()
+
+    def _advance(self, token: int, ended: str | None) -> Batch:
+        if self._first_token is None:
+            self._first_token = time.perf_counter()
+        parser, detokenizer = self._parser, self.request.detokenizer
+        before = parser.state
+        self.completion += 1
+        events: list[GenerationEvent] = []
+        if ended != "stop":  # the end token has no text
+            events += parser.feed(detokenizer.feed(token))
+        if REASONING in (before, parser.state):
+            self._reasoning += 1
+        one_call_wanted = bool(parser.calls) and not self.request.parallel_tool_calls
+        if ended is None and not parser.stopped and not one_call_wanted:
+            return events
+        if not one_call_wanted:
+            events += parser.feed(detokenizer.finish())
+            events += parser.finish()
+        self.done = True
+        reason: FinishReason = "length" if ended == "length" and not parser.stopped else "stop"
+        if parser.calls and reason == "stop":
+            reason = "tool_calls"
+        return [*events, Finished(reason, self._usage(), self._timings())]
+
+    def _usage(self) -> Usage:
+        return Usage(len(self.request.prompt), self.cached, self.completion, self._reasoning)
+
+    def _timings(self) -> Timings:
+        now = time.perf_counter()
+        started = now if self._started is None else self._started
+        first = now if self._first_token is None else self._first_token
+        return Timings(
+            queue=started - self._submitted,
+            prefill=first - started,
+            decode=now - first,
+            ttft=first - self._submitted,
+        )
+
+
+def internal_error(error: Exception) -> LibMlxError:
+    """Return a defect as the error a client sees."""
+    return Internal(f"Generation failed: {type(error).__name__}: {error}.", hint="Please report this.")

@@ -1,0 +1,147 @@
+"""Scheduling: what is reused, who goes first, who waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lib_mlx.engine import engine
+from lib_mlx.errors import Cancelled
+from lib_mlx.generation import SamplingParams
+from lib_mlx.models.checkpoint import inspect
+from tests.checkpoints import SCRIPTS
+from tests.engine.conftest import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from lib_mlx.engine.engine import EngineModel
+
+GREEDY = SamplingParams(temperature=0)
+
+
+@pytest.fixture
+def fresh(crafted: Path) -> Iterator[EngineModel]:
+    """A model that has seen no request."""
+    loaded = engine.load(inspect(crafted))
+    yield loaded
+    loaded.unload()
+
+
+def finished_in_order(*runs: Run) -> list[int]:
+    """Wait for all; return their indexes by the time of their first token."""
+    for run in runs:
+        run.wait()
+    return sorted(range(len(runs)), key=lambda index: runs[index].job._first_token or 0.0)
+
+
+def test_a_repeated_prompt_is_not_computed_again(fresh: EngineModel) -> None:
+    """The second time all but one token of the prompt come from the cache, and the answer is the same."""
+    first = Run(fresh, "long " + "x" * 300).wait()
+    again = Run(fresh, "long " + "x" * 300).wait()
+    assert first.end.usage.cached == 0
+    assert again.end.usage.cached == again.end.usage.prompt - 1
+    assert again.text == first.text == SCRIPTS["long"].text()
+
+
+def test_prompts_that_begin_alike_share_their_beginning(fresh: EngineModel) -> None:
+    """Another question after the same beginning reuses just that."""
+    Run(fresh, "hello " + "x" * 300 + "a" * 50).wait()
+    other = Run(fresh, "hello " + "x" * 300 + "b" * 50).wait()
+    assert 300 < other.end.usage.cached < other.end.usage.prompt - 50
+    assert other.text == SCRIPTS["hello"].text()
+
+
+def test_the_work_of_a_cancelled_request_is_kept(fresh: EngineModel) -> None:
+    """A prompt that was cancelled while it was decoded is cached."""
+    run = Run(fresh, "loop " + "x" * 500)
+    run.events += run.stream.get()
+    fresh.cancel(run.job, Cancelled("enough"))
+    run.wait()
+    assert Run(fresh, "loop " + "x" * 500, max_tokens=3).wait().end.usage.cached > 500
+
+
+def test_sharing_in_the_same_batch(fresh: EngineModel) -> None:
+    """Requests that run at the same time, some from the cache and some not, do not disturb each other."""
+    prompts = [f"{name} {'x' * length}" for name in ("long", "think", "unicode") for length in (0, 40, 400)]
+    alone = [Run(fresh, prompt, sampling=GREEDY).wait() for prompt in prompts]
+    for _ in range(2):
+        runs = [Run(fresh, prompt, sampling=GREEDY) for prompt in prompts]
+        for one, other in zip(alone, [run.wait() for run in runs], strict=True):
+            assert (one.text, one.reasoning) == (other.text, other.reasoning)
+
+
+def test_the_bound_on_what_is_kept(crafted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past requests take no more memory than allowed."""
+    monkeypatch.setattr(engine, "_PREFIX_BYTES", 3_000_000)
+    loaded = engine.load(inspect(crafted))
+    try:
+        for number in range(12):
+            Run(loaded, f"hello {number} " + "x" * 400).wait()
+        assert 0 < loaded._scheduler.prefixes.nbytes <= 3_000_000
+    finally:
+        loaded.unload()
+
+
+def test_a_short_prompt_overtakes_long_ones(fresh: EngineModel) -> None:
+    """Prompts are processed side by side: a short one does not wait for the long ones before it."""
+    fresh.suspend()
+    long = [Run(fresh, f"hello {number} " + "x" * 3500, max_tokens=1) for number in range(6)]
+    short = Run(fresh, "hello", max_tokens=1)
+    fresh.resume()
+    assert finished_in_order(*long, short)[0] == len(long)
+
+
+def test_waiting_makes_up_for_length(fresh: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two waiting prompts the short one goes first, unless the long one has waited long enough."""
+    scheduler = fresh._scheduler
+    admitted: list[int] = []
+    insert = scheduler._insert
+
+    def watched(job: Any) -> None:
+        admitted.append(len(job.request.prompt))
+        insert(job)
+
+    monkeypatch.setattr(scheduler, "_insert", watched)
+    monkeypatch.setattr("lib_mlx.engine.scheduler._PREFILLS", 1)
+    for patience in (0.0, 1e9):
+        monkeypatch.setattr("lib_mlx.engine.scheduler._AGEING", patience)
+        fresh.suspend()
+        runs = [Run(fresh, "hello " + "x" * length, max_tokens=1) for length in (900, 10)]
+        fresh.resume()
+        for run in runs:
+            run.wait()
+    assert [length > 500 for length in admitted] == [False, True, True, False]
+
+
+def test_a_long_prompt_delays_a_stream_by_one_chunk_at_most(
+    fresh: EngineModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a long prompt is processed, a running stream gets a token at every step."""
+    stream = Run(fresh, "loop", max_tokens=400)
+    stream.events += stream.stream.get()
+    made_before = stream.job.completion
+    steps = 0
+    scheduler_next = fresh._scheduler._batch.next
+
+    def counted() -> Any:
+        nonlocal steps
+        steps += 1
+        return scheduler_next()
+
+    monkeypatch.setattr(fresh._scheduler._batch, "next", counted)
+    long = Run(fresh, "hello " + "x" * 3000, max_tokens=1)
+    long.wait()
+    assert steps > 3000 / 64
+    assert stream.job.completion - made_before >= min(steps, 390) - 2
+    stream.wait()
+
+
+def test_more_requests_than_rows(fresh: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit into the batch waits and is answered."""
+    monkeypatch.setattr(fresh._scheduler, "_max_rows", 3)
+    runs = [Run(fresh, "hello", sampling=GREEDY) for _ in range(12)]
+    assert {run.wait().text for run in runs} == {SCRIPTS["hello"].text()}
+    assert fresh._scheduler.depth == 0
