@@ -13,8 +13,8 @@ from lib_mlx.server.admission import Admission
 
 if TYPE_CHECKING:
     from lib_mlx.engine.event_stream import Batch
-    from lib_mlx.engine.sampling import ResolvedSampling
     from lib_mlx.engine.job import Job
+    from lib_mlx.engine.sampling import ResolvedSampling
     from lib_mlx.errors import LibMlxError
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.registry import ModelEntry

@@ -111,7 +111,8 @@ def test_streamed_or_not_the_answer_is_the_same(client: openai.OpenAI, script: s
     ]
     assert streamed["calls"] == calls
     assert streamed["finish"] == [whole.choices[0].finish_reason]
-    assert chunks[-1].usage == whole.usage
+    counts = [usage and (usage.prompt_tokens, usage.completion_tokens) for usage in (whole.usage, chunks[-1].usage)]
+    assert counts[0] == counts[1]
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
@@ -136,6 +137,17 @@ def test_stop_and_max_tokens(client: openai.OpenAI) -> None:
     for limit in ({"max_tokens": 5}, {"max_completion_tokens": 5}):
         cut = create(model="crafted", messages=user("loop"), **limit)
         assert (cut.choices[0].finish_reason, cut.usage and cut.usage.completion_tokens) == ("length", 5)
+
+
+def test_cached_tokens_are_counted(client: openai.OpenAI) -> None:
+    """A prompt that was seen before is not computed again, and the usage says so."""
+    messages = user("hello, said once and then again")
+    first, second = (client.chat.completions.create(model="crafted", messages=messages).usage for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert second.prompt_tokens_details is not None
+    assert second.prompt_tokens_details.cached_tokens == second.prompt_tokens - 1
+    assert first.prompt_tokens == second.prompt_tokens
 
 
 def test_thinking_per_request(client: openai.OpenAI) -> None:
