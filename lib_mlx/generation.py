@@ -46,6 +46,22 @@ class Tool:
     name: str
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = False
+    """Guarantee that arguments fit `parameters`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A form that the answer is guaranteed to have; reasoning before it stays free.
+
+    `kind` is "json_schema" (`value`: the schema), "json_object" (any object), "regex" or "lark" (`value`: text, in
+    llguidance's dialect: https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md).
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "lark"]
+    value: Any = None
+    param: str = "response_format"
+    """The field it came from, for errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +91,8 @@ class GenerationRequest:
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    """"auto", "required" (at least one call), or the name of the function that must be called."""
     parallel_tool_calls: bool = True
     """False: generation ends after the first tool call."""
     sampling: SamplingParams = SamplingParams()
@@ -84,6 +102,8 @@ class GenerationRequest:
     """None: up to the context's end."""
     thinking: bool | None = None
     """Whether the template may open a reasoning block; None: as the model was loaded."""
+    constraint: Constraint | None = None
+    """The form of the answer; not together with forced tool calls."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template."""
 

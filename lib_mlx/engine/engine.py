@@ -9,13 +9,21 @@ import mlx.core as mx
 
 from lib_mlx import memory
 from lib_mlx.engine.detokenizer import detokenizer_factory
+from lib_mlx.engine.grammar import Gate, GrammarCompiler
 from lib_mlx.engine.job import Job, PreparedRequest
 from lib_mlx.engine.output_format import output_format
 from lib_mlx.engine.output_parser import Opening
 from lib_mlx.engine.sampling import resolve_sampling
 from lib_mlx.engine.scheduler import Scheduler
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import ContextLengthExceeded, CorruptModel, LibMlxError, ShuttingDown
+from lib_mlx.errors import (
+    ContextLengthExceeded,
+    CorruptModel,
+    InvalidArgument,
+    LibMlxError,
+    ShuttingDown,
+    UnsupportedFeature,
+)
 from lib_mlx.models.chat_template import render_prompt, tool_json
 from lib_mlx.models.loader import check_cancelled, load_tokenizer, load_weights
 
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lib_mlx.engine.event_stream import EventStream
+    from lib_mlx.engine.grammar import Grammar
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
@@ -54,6 +63,7 @@ class EngineModel:
         self._thinking = thinking
         self._scheduler = scheduler
         self._format = output_format(tokenizer.wrapper)
+        self._grammars = GrammarCompiler(tokenizer, self._format, vocab_size)
         hidden = frozenset(tokenizer.wrapper.all_special_ids) - self._marker_ids()
         self._new_detokenizer = detokenizer_factory(
             tokenizer.wrapper.backend_tokenizer, hidden, tokenizer.wrapper.decode
@@ -65,6 +75,7 @@ class EngineModel:
         Raises:
             ContextLengthExceeded: the prompt leaves no room for a token of completion.
             InvalidArgument: the chat template or the vocabulary refuses something.
+            UnsupportedFeature: the form asked for cannot be guaranteed.
         """
         thinking = self._thinking if request.thinking is None else request.thinking
         prompt = render_prompt(
@@ -87,6 +98,7 @@ class EngineModel:
                 "The chat template gave no token or one outside the model's vocabulary.",
                 hint="Tokenizer and weights do not fit together; fetch the model again.",
             )
+        opening = self._opening(prompt)
         return PreparedRequest(
             prompt=prompt,
             max_tokens=min(request.max_tokens or room, room),
@@ -95,8 +107,9 @@ class EngineModel:
             tools=[tool_json(tool) for tool in request.tools] or None,
             parallel_tool_calls=request.parallel_tool_calls,
             output_format=self._format if request.tools else self._format.without_tools(),
-            opening=self._opening(prompt),
+            opening=opening,
             detokenizer=self._new_detokenizer(),
+            grammar=self._grammar(request, opening, thinking=thinking),
         )
 
     def submit(self, request: PreparedRequest, stream: EventStream) -> Job:
@@ -129,11 +142,54 @@ class EngineModel:
                     stream.outlet.post([(stream, events)])
 
         worker.run(end_requests)
-        del self._scheduler, self._tokenizer, self._new_detokenizer
+        del self._scheduler, self._tokenizer, self._new_detokenizer, self._grammars
         worker.run(memory.release)
 
     def _set_suspended(self, value: bool) -> None:
         self._scheduler.suspended = value
+
+    def _grammar(self, request: GenerationRequest, opening: Opening, *, thinking: bool) -> Grammar | None:
+        """Compile what the answer is held to, if anything."""
+        forced = request.tool_choice != "auto"
+        if request.constraint is not None:
+            if request.tools:
+                raise UnsupportedFeature(
+                    "A form of the answer and tools cannot be promised together.",
+                    hint="Ask for one of them.",
+                    param=request.constraint.param,
+                )
+            return self._grammars.constraint(request.constraint, self._gate(opening, thinking=thinking))
+        if not forced and not any(tool.strict for tool in request.tools):
+            return None
+        tools = [tool for tool in request.tools if request.tool_choice in {"auto", "required", tool.name}]
+        if not tools:
+            raise InvalidArgument(
+                f"tool_choice {request.tool_choice!r} needs such a tool.",
+                hint="Name one of the tools.",
+                param="tool_choice",
+            )
+        gate = self._gate(opening, thinking=thinking)
+        return self._grammars.tool_calls(tools, parallel=request.parallel_tool_calls, forced=forced, gate=gate)
+
+    def _gate(self, opening: Opening, *, thinking: bool) -> Gate:
+        """Tell when a grammar begins to bind: reasoning stays free."""
+        wrapper = self._tokenizer.wrapper
+        if not wrapper.has_thinking or opening is Opening.AFTER_REASONING:
+            return Gate()
+        single = len(wrapper.think_start_tokens) == len(wrapper.think_end_tokens) == 1
+        if opening is Opening.IN_REASONING and not single:
+            raise UnsupportedFeature(
+                "This model's answers cannot be held to a form while it reasons.",
+                hint="Turn reasoning off.",
+                param="thinking",
+            )
+        if not single or (opening is Opening.PLAIN and not thinking):
+            return Gate()
+        return Gate(
+            open_token=wrapper.think_start_tokens[0],
+            close_token=wrapper.think_end_tokens[0],
+            opened=opening is Opening.IN_REASONING,
+        )
 
     def _opening(self, prompt: list[int]) -> Opening:
         """Tell where the model's text begins: templates may end with a reasoning block, opened or closed again."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from lib_mlx.engine.grammar import GrammarProcessor
 from lib_mlx.engine.output_parser import REASONING, OutputParser
 from lib_mlx.engine.sampling import GREEDY, make_processors, make_sampler
 from lib_mlx.errors import Internal, LibMlxError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from lib_mlx.engine.detokenizer import Detokenizer
     from lib_mlx.engine.event_stream import Batch, EventStream
+    from lib_mlx.engine.grammar import Grammar
     from lib_mlx.engine.output_parser import Opening, OutputFormat
     from lib_mlx.engine.sampling import Processor, ResolvedSampling, Sampler
 
@@ -41,6 +43,7 @@ class PreparedRequest:
     output_format: OutputFormat
     opening: Opening
     detokenizer: Detokenizer
+    grammar: Grammar | None = None
 
 
 class Job:
@@ -110,7 +113,11 @@ class Job:
         def guarded(process: Processor) -> Processor:
             return lambda tokens, logits: self._guard(lambda: process(tokens, logits), lambda: logits)
 
-        return [guarded(process) for process in make_processors(self.request.sampling, len(self.request.prompt))]
+        request = self.request
+        processors = make_processors(request.sampling, len(request.prompt))
+        if request.grammar is not None:
+            processors.append(GrammarProcessor(request.grammar))
+        return [guarded(process) for process in processors]
 
     def _guard(self, work: Callable[[], mx.array], otherwise: Callable[[], mx.array]) -> mx.array:
         if self.error is not None:

@@ -19,6 +19,8 @@ from lib_mlx.server.openai.common import (
     Probability,
     StopSequences,
     Temperature,
+    choose_tools,
+    constraint,
     refuse,
     refuse_unless,
     sampling,
@@ -86,6 +88,22 @@ class ToolDefinition(WireModel):
     function: FunctionDefinition
 
 
+class JsonSchema(WireModel):
+    """The schema of `response_format`; always enforced, strict or not."""
+
+    name: FunctionName
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(WireModel):
+    """The form of the answer."""
+
+    type: str
+    json_schema: JsonSchema | None = None
+
+
 class StreamOptions(WireModel):
     """Options of a streamed answer."""
 
@@ -115,6 +133,7 @@ class ChatRequest(WireModel):
     tools: list[ToolDefinition] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
     thinking: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -128,7 +147,6 @@ class ChatRequest(WireModel):
     n: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: Any = None
     store: bool | None = None
     service_tier: str | None = None
     modalities: list[str] | None = None
@@ -159,15 +177,18 @@ def to_generation(body: ChatRequest) -> GenerationRequest:
             hint="Give one of them.",
             param="max_completion_tokens",
         )
+    tools, tool_choice = choose_tools([_tool(tool.function) for tool in body.tools or ()], body.tool_choice)
     return GenerationRequest(
         messages=tuple(_message(message, f"messages.{index}") for index, message in enumerate(body.messages)),
-        tools=_tools(body),
+        tools=tools,
+        tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         sampling=sampling(body),
         stop=tuple(body.stop or ()),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         thinking=thinking(body.reasoning_effort, body.thinking),
         template_kwargs=body.chat_template_kwargs or {},
+        constraint=constraint(_form(body.response_format), "response_format"),
     )
 
 
@@ -175,7 +196,6 @@ def _refuse_unsupported(body: ChatRequest) -> None:
     refuse_unless("n", body.n, 1, why="one answer per request")
     refuse_unless("logprobs", body.logprobs, False, why="token probabilities are not reported")
     refuse_unless("top_logprobs", body.top_logprobs, 0, why="token probabilities are not reported")
-    refuse_unless("response_format", body.response_format, {"type": "text"}, why="only text can be promised")
     refuse_unless("store", body.store, False, why="completions are not stored")
     refuse_unless("service_tier", body.service_tier, "auto", "default", why="there is one tier")
     refuse_unless("modalities", body.modalities, ["text"], why="this model writes text")
@@ -186,19 +206,19 @@ def _refuse_unsupported(body: ChatRequest) -> None:
         )
     for param in ("audio", "prediction", "web_search_options", "functions", "function_call"):
         refuse_unless(param, getattr(body, param), why="this server does not offer it")
-    for index, tool in enumerate(body.tools or ()):
-        refuse_unless(f"tools.{index}.function.strict", tool.function.strict, False, why="arguments are not enforced")
 
 
-def _tools(body: ChatRequest) -> tuple[Tool, ...]:
-    if body.tool_choice not in (None, "auto", "none"):
-        refuse("tool_choice", "a tool call cannot be forced", hint="Use 'auto' or 'none'.")
-    if body.tool_choice == "none":
-        return ()
-    return tuple(
-        Tool(tool.function.name, tool.function.description or "", tool.function.parameters or {"type": "object"})
-        for tool in body.tools or ()
+def _tool(function: FunctionDefinition) -> Tool:
+    return Tool(
+        function.name, function.description or "", function.parameters or {"type": "object"}, bool(function.strict)
     )
+
+
+def _form(response_format: ResponseFormat | None) -> dict[str, Any] | None:
+    if response_format is None:
+        return None
+    schema = response_format.json_schema
+    return {"type": response_format.type, "schema": schema.schema_ if schema else None}
 
 
 def _message(message: ChatMessage, where: str) -> Message:

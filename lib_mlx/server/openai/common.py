@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from lib_mlx.errors import UnsupportedFeature
-from lib_mlx.generation import SamplingParams
+from lib_mlx.errors import InvalidArgument, UnsupportedFeature
+from lib_mlx.generation import Constraint, SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from lib_mlx.errors import LibMlxError
-    from lib_mlx.generation import Usage
+    from lib_mlx.generation import Tool, Usage
 
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -68,6 +68,68 @@ def refuse_unless(param: str, value: Any, *accepted: Any, why: str) -> None:
     """Refuse `value` unless it is None or one of `accepted`, which ask for nothing beyond what happens anyway."""
     if value is not None and value not in accepted:
         refuse(param, why)
+
+
+def constraint(form: Mapping[str, Any] | None, param: str) -> Constraint | None:
+    """Return the form an answer must have; `form` is {"type": "text" | "json_object" | "json_schema", "schema": …}.
+
+    Raises:
+        InvalidArgument, UnsupportedFeature: it is not one of these.
+    """
+    kind = (form or {"type": "text"}).get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return Constraint("json_object", param=param)
+    if kind != "json_schema":
+        raise UnsupportedFeature(
+            f"{param!r} cannot be {kind!r}.", hint="Use text, json_object or json_schema.", param=param
+        )
+    schema = (form or {}).get("schema")
+    if not isinstance(schema, dict):
+        raise InvalidArgument(f"{param!r} has no schema.", hint="Give a JSON Schema object.", param=param)
+    return Constraint("json_schema", schema, param)
+
+
+def choose_tools(tools: Sequence[Tool], choice: Any) -> tuple[tuple[Tool, ...], str]:
+    """Return the tools on offer and `GenerationRequest.tool_choice` for OpenAI's `tool_choice` of either endpoint.
+
+    Raises:
+        InvalidArgument: it names no tool of the request, or is not a choice at all.
+    """
+    if choice in (None, "auto", "required"):
+        return _offered(tools, choice or "auto")
+    if choice == "none":
+        return (), "auto"
+    wrong = InvalidArgument(
+        "'tool_choice' is not understood.", hint="Use none, auto, required or a function.", param="tool_choice"
+    )
+    if not isinstance(choice, dict):
+        raise wrong
+    if choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools", choice)
+        names = {_function_name(tool) for tool in allowed.get("tools", ())}
+        mode = allowed.get("mode")
+        if mode not in {"auto", "required"} or not names <= {tool.name for tool in tools}:
+            raise wrong
+        return _offered([tool for tool in tools if tool.name in names], mode)
+    name = _function_name(choice)
+    if name not in {tool.name for tool in tools}:
+        raise wrong
+    return tuple(tools), str(name)
+
+
+def _offered(tools: Sequence[Tool], choice: str) -> tuple[tuple[Tool, ...], str]:
+    if choice == "required" and not tools:
+        raise InvalidArgument("'tool_choice' requires a tool, but there is none.", param="tool_choice")
+    return tuple(tools), choice
+
+
+def _function_name(choice: Any) -> str | None:
+    if not isinstance(choice, dict) or choice.get("type") != "function":
+        return None
+    name = choice.get("function", choice).get("name") if isinstance(choice.get("function", choice), dict) else None
+    return name if isinstance(name, str) else None
 
 
 def sampling(body: Any) -> SamplingParams:

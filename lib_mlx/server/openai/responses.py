@@ -201,7 +201,7 @@ def _new_response(body: ResponsesRequest, model: str, temperature: float, top_p:
         "tool_choice": body.tool_choice or "auto",
         "truncation": "disabled",
         "parallel_tool_calls": body.parallel_tool_calls is not False,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": _form(body)},
         "top_p": top_p,
         "presence_penalty": body.presence_penalty or 0.0,
         "frequency_penalty": body.frequency_penalty or 0.0,
@@ -227,5 +227,12 @@ def _tool(tool: Any) -> dict[str, Any]:
         "name": tool.name,
         "description": tool.description,
         "parameters": tool.parameters,
-        "strict": False,
+        "strict": bool(tool.strict),
     }
+
+
+def _form(body: ResponsesRequest) -> dict[str, Any]:
+    form = body.text.format if body.text and body.text.format else {"type": "text"}
+    if form["type"] != "json_schema":
+        return form
+    return {"description": None, "strict": True, **form}

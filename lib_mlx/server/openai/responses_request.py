@@ -17,6 +17,8 @@ from lib_mlx.server.openai.common import (
     Penalty,
     Probability,
     Temperature,
+    choose_tools,
+    constraint,
     refuse,
     refuse_unless,
     sampling,
@@ -143,14 +145,17 @@ def to_generation(body: ResponsesRequest) -> GenerationRequest:
         messages += to_messages(body.input)
     if not messages:
         raise InvalidArgument("The input is empty.", hint="Give a string or at least one item.", param="input")
+    tools, tool_choice = choose_tools(_tools(body), body.tool_choice)
     return GenerationRequest(
         messages=tuple(messages),
-        tools=_tools(body),
+        tools=tools,
+        tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         sampling=sampling(body),
         max_tokens=body.max_output_tokens,
         thinking=thinking(body.reasoning.effort if body.reasoning else None, body.thinking),
         template_kwargs=body.chat_template_kwargs or {},
+        constraint=constraint(body.text.format if body.text else None, "text.format"),
     )
 
 
@@ -168,25 +173,22 @@ def _refuse_unsupported(body: ResponsesRequest) -> None:
     for param in ("conversation", "max_tool_calls", "prompt", "context_management"):
         refuse_unless(param, getattr(body, param), why="this server does not offer it")
     if body.text is not None:
-        refuse_unless("text.format", body.text.format, {"type": "text"}, why="only text can be promised")
         refuse_unless("text.verbosity", body.text.verbosity, "medium", why="this model has no such control")
     if body.reasoning is not None:
         refuse_unless("reasoning.summary", body.reasoning.summary, "auto", why="reasoning is given whole")
         refuse_unless("reasoning.generate_summary", body.reasoning.generate_summary, why="it is deprecated")
 
 
-def _tools(body: ResponsesRequest) -> tuple[Tool, ...]:
-    if body.tool_choice not in (None, "auto", "none"):
-        refuse("tool_choice", "a tool call cannot be forced", hint="Use 'auto' or 'none'.")
+def _tools(body: ResponsesRequest) -> list[Tool]:
     tools = []
     for index, tool in enumerate(body.tools or ()):
         if tool.type != "function":
             refuse(f"tools.{index}.type", f"{tool.type!r} tools do not exist here", hint="Use functions.")
         if tool.name is None:
             raise InvalidArgument("A function needs a name.", param=f"tools.{index}.name")
-        refuse_unless(f"tools.{index}.strict", tool.strict, False, why="arguments are not enforced")
-        tools.append(Tool(tool.name, tool.description or "", tool.parameters or {"type": "object"}))
-    return () if body.tool_choice == "none" else tuple(tools)
+        parameters = tool.parameters or {"type": "object"}
+        tools.append(Tool(tool.name, tool.description or "", parameters, bool(tool.strict)))
+    return tools
 
 
 def to_messages(items: list[InputItem]) -> list[Message]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -196,8 +197,15 @@ def test_the_asynchronous_client_and_concurrency(server: lib_mlx.Server) -> None
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"n": 2}, "unsupported_feature", "n"),
     ({"logprobs": True}, "unsupported_feature", "logprobs"),
-    ({"response_format": {"type": "json_object"}}, "unsupported_feature", "response_format"),
-    ({"tool_choice": "required", "tools": TOOLS}, "unsupported_feature", "tool_choice"),
+    ({"response_format": {"type": "xml"}}, "unsupported_feature", "response_format"),
+    ({"response_format": {"type": "json_schema"}}, "invalid_argument", "response_format"),
+    ({"response_format": {"type": "json_object"}, "tools": TOOLS}, "unsupported_feature", "response_format"),
+    ({"tool_choice": "required"}, "invalid_argument", "tool_choice"),
+    (
+        {"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": TOOLS},
+        "invalid_argument",
+        "tool_choice",
+    ),
     ({"store": True}, "unsupported_feature", "store"),
     ({"temperature": 3}, "invalid_argument", "temperature"),
     ({"temperature": "hot"}, "invalid_argument", "temperature"),
@@ -237,3 +245,51 @@ def test_refusals(http: httpx2.Client, fields: dict[str, Any], code: str, param:
     assert (answer.status_code, error["code"], error["param"]) == (400, code, param)
     assert error["type"] == "invalid_request_error"
     assert http.get("/health").status_code == 200
+
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 8}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+def test_response_format(client: openai.OpenAI) -> None:
+    """A JSON schema is guaranteed, streamed or not, by OpenAI's own parameters."""
+    form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
+    create = client.chat.completions.create
+    request: dict[str, Any] = {"model": "crafted", "messages": user("hello"), "response_format": form}
+    request |= {"max_tokens": 100, "reasoning_effort": "none"}
+    whole = create(**request)
+    chunks = create(**request, stream=True)
+    for text in (whole.choices[0].message.content or "", joined(list(chunks))["content"]):
+        assert list(json.loads(text)) == ["city"]
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "find"}}])
+def test_forced_tool_calls(client: openai.OpenAI, choice: Any) -> None:
+    """A model that would chat calls the tool, with arguments that fit."""
+    tool: Any = {"type": "function", "function": {"name": "find", "parameters": CITY, "strict": True}}
+    answer = client.chat.completions.create(
+        model="crafted",
+        messages=user("hello"),
+        tools=[tool],
+        tool_choice=choice,
+        parallel_tool_calls=False,
+        reasoning_effort="none",
+        max_tokens=100,
+    ).choices[0]
+    (call,) = answer.message.tool_calls or []
+    assert call.type == "function"
+    assert (call.function.name, list(json.loads(call.function.arguments))) == ("find", ["city"])
+    assert answer.finish_reason == "tool_calls"
+
+
+def test_an_unsupported_schema_is_named(http: httpx2.Client) -> None:
+    """What cannot be guaranteed is a 400 that says which keyword."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array", "uniqueItems": True}}}
+    answer = http.post("/v1/chat/completions", json={"messages": user("hello"), "response_format": form})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported_feature", "response_format")
+    assert "uniqueItems" in error["message"]

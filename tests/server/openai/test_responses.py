@@ -249,10 +249,12 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"previous_response_id": "resp_1"}, "unsupported_feature", "previous_response_id"),
     ({"truncation": "auto"}, "unsupported_feature", "truncation"),
     ({"include": ["message.output_text.logprobs"]}, "unsupported_feature", "include"),
-    ({"text": {"format": {"type": "json_object"}}}, "unsupported_feature", "text.format"),
+    ({"text": {"format": {"type": "xml"}}}, "unsupported_feature", "text.format"),
+    ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "invalid_argument", "text.format"),
     ({"tools": [{"type": "web_search"}]}, "unsupported_feature", "tools.0.type"),
     ({"tools": [{"type": "function"}]}, "invalid_argument", "tools.0.name"),
-    ({"tool_choice": "required", "tools": TOOLS}, "unsupported_feature", "tool_choice"),
+    ({"tool_choice": "required"}, "invalid_argument", "tool_choice"),
+    ({"tool_choice": 5, "tools": TOOLS}, "invalid_argument", "tool_choice"),
     ({"input": []}, "invalid_argument", "input"),
     ({"input": [{"type": "item_reference", "id": "x"}]}, "unsupported_feature", "input.0.type"),
     ({"input": [{"content": "x"}]}, "invalid_argument", "input.0.role"),
@@ -275,3 +277,28 @@ def test_refusals(http: httpx2.Client, fields: dict[str, Any], code: str, param:
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, code, param)
     assert http.get("/health").status_code == 200
+
+
+def test_text_format_and_forced_calls(http: httpx2.Client) -> None:
+    """A schema and a forced call are guaranteed through this endpoint too, and echoed."""
+    yes: dict[str, Any] = {"type": "object", "properties": {"n": {"type": "boolean"}}, "required": ["n"]}
+    yes["additionalProperties"] = False
+    form = {"type": "json_schema", "name": "n", "schema": yes, "strict": True}
+    tool = {"type": "function", "name": "find", "parameters": yes, "strict": True}
+    choice = {"type": "function", "name": "find"}
+    request = {"input": "hello", "reasoning": {"effort": "none"}, "max_output_tokens": 90}
+    formed, called = (
+        http.post("/v1/responses", json={**request, **fields}).json()
+        for fields in (
+            {"text": {"format": form}},
+            {"tools": [tool], "tool_choice": choice, "parallel_tool_calls": False},
+        )
+    )
+    # Open Responses types the echoed `schema` as null alone; OpenAI's clients need it as it was sent.
+    assert openai.types.responses.Response.model_validate(formed).status == "completed"
+    check("openresponses", "ResponseResource", called)
+    assert called["status"] == "completed"
+    assert list(json.loads(formed["output"][0]["content"][0]["text"])) == ["n"]
+    assert formed["text"]["format"] == {**form, "description": None}
+    assert list(json.loads(called["output"][0]["arguments"])) == ["n"]
+    assert (called["tool_choice"], called["tools"][0]["strict"]) == (choice, True)

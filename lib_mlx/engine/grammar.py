@@ -1,0 +1,217 @@
+"""Answers of a guaranteed form: JSON, regular expressions, grammars, tool calls.
+
+llguidance says at each step which tokens may come next; the rest are masked with plain MLX operations, which run
+on any device and differ from row to row of a batch. Compiling happens off the engine thread, masking on it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lib_mlx.errors import UnsupportedFeature
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
+
+    from lib_mlx.engine.output_parser import OutputFormat
+    from lib_mlx.generation import Constraint, Tool
+    from lib_mlx.models.loader import LoadedTokenizer
+
+# One space after ',' and ':' and no other white space: what models are trained on, and no room to ramble.
+_JSON: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """When a grammar begins to bind. Each is a token; None: there is no such thing."""
+
+    open_token: int | None = None
+    """May come first instead of the constrained text; what follows is free until `close_token`."""
+    close_token: int | None = None
+    """Ends free text."""
+    opened: bool = False
+    """The prompt itself opened the free text."""
+    trigger: int | None = None
+    """All is free but what begins with this token, each time it comes."""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A compiled grammar and when it binds; shared by requests, each of which gets a matcher of its own."""
+
+    matcher: LLMatcher
+    gate: Gate
+
+
+class GrammarCompiler:
+    """Compiles for one model. Any thread; the vocabulary's trie (a second and more) is built at the first use."""
+
+    def __init__(self, tokenizer: LoadedTokenizer, output_format: OutputFormat, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._format = output_format
+        self._vocab_size = vocab_size
+        self._lock = threading.Lock()
+        self._trie: LLTokenizer | None = None
+
+    def constraint(self, constraint: Constraint, gate: Gate) -> Grammar:
+        """Compile the form of an answer.
+
+        Raises:
+            UnsupportedFeature: the schema or grammar uses something llguidance cannot guarantee; it is named.
+        """
+        from llguidance import LLMatcher
+
+        if constraint.kind == "lark":
+            text = LLMatcher.grammar_from_lark(str(constraint.value))
+        elif constraint.kind == "regex":
+            text = LLMatcher.grammar_from_regex(str(constraint.value))
+        else:
+            schema = constraint.value if constraint.kind == "json_schema" else {"type": "object"}
+            text = LLMatcher.grammar_from_json_schema(json.dumps(schema), _JSON)
+        return Grammar(self._compile(text, constraint.param), gate)
+
+    def tool_calls(self, tools: Sequence[Tool], *, parallel: bool, forced: bool, gate: Gate) -> Grammar:
+        """Compile the calls of `tools` in the model's own syntax.
+
+        They bind from the first token on if `forced`, else each time the model begins a call. Arguments of a tool
+        that is not strict are held to its schema where that is possible, else to being an object.
+
+        Raises:
+            UnsupportedFeature: the model's syntax is not known, or a strict tool's schema cannot be guaranteed.
+        """
+        from llguidance import LLMatcher
+
+        start = self._token(self._format.tool_start)
+        if start is None or not self._json_calls():
+            raise UnsupportedFeature(
+                "Tool calls of this model cannot be enforced.",
+                hint="Use tool_choice 'auto' and tools without 'strict'.",
+                param="tool_choice" if forced else "tools",
+            )
+        schemas = [self._arguments_schema(tool, f"tools.{index}") for index, tool in enumerate(tools)]
+        rules = [
+            f"start: {'call+' if parallel and forced else 'call'}",
+            self._call_rule(start),
+            f"body: {' | '.join(f'c{number}' for number in range(len(tools)))}",
+            *(_body_rule(number, tool, schemas[number]) for number, tool in enumerate(tools)),
+        ]
+        text = LLMatcher.grammar_from_lark("\n".join(rules))
+        return Grammar(self._compile(text, "tools"), gate if forced else Gate(trigger=start))
+
+    def _arguments_schema(self, tool: Tool, param: str) -> dict[str, Any]:
+        from llguidance import LLMatcher
+
+        schema = {"type": "object", **tool.parameters}
+        try:
+            self._compile(LLMatcher.grammar_from_json_schema(json.dumps(schema), _JSON), param)
+        except UnsupportedFeature:
+            if tool.strict:
+                raise
+            return {"type": "object"}
+        return schema
+
+    def _json_calls(self) -> bool:
+        """Whether calls are `{"name": …, "arguments": …}` between markers (Hermes, Qwen)."""
+        parse = self._format.parse_tool_call
+        return getattr(parse, "__module__", "").endswith(".json_tools")
+
+    def _call_rule(self, start: int) -> str:
+        end = self._token(self._format.tool_end)
+        closing = f"<[{end}]>" if end is not None else json.dumps(self._format.tool_end)
+        return f'call: <[{start}]> "\\n" body "\\n" {closing} "\\n"?'
+
+    def _token(self, marker: str | None) -> int | None:
+        """Return the one token that `marker` is, None if it is several."""
+        if not marker:
+            return None
+        index = self._tokenizer.wrapper.backend_tokenizer.token_to_id(marker)
+        return None if index is None else int(index)
+
+    def _compile(self, grammar: str, param: str) -> LLMatcher:
+        from llguidance import LLMatcher
+
+        trie = self._get_trie()
+        wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, trie)
+        if wrong:
+            raise UnsupportedFeature(
+                f"{param!r} cannot be guaranteed: {messages[0].strip()}.",
+                hint="Remove what is named, or check its syntax.",
+                param=param,
+            )
+        return LLMatcher(trie, grammar)
+
+    def _get_trie(self) -> LLTokenizer:
+        from llguidance.hf import from_tokenizer
+
+        with self._lock:
+            if self._trie is None:
+                wrapper = self._tokenizer.wrapper
+                with self._tokenizer.lock:
+                    self._trie = from_tokenizer(
+                        wrapper._tokenizer,  # noqa: SLF001 - the wrapper hides the class that llguidance asks for
+                        n_vocab=self._vocab_size,
+                        eos_token=sorted(wrapper.eos_token_ids),
+                    )
+            return self._trie
+
+
+def _body_rule(number: int, tool: Tool, schema: dict[str, Any]) -> str:
+    head = json.dumps(f'{{"name": {json.dumps(tool.name)}, "arguments": ')
+    arguments = json.dumps({**schema, "x-guidance": _JSON})
+    return f'c{number}: {head} a{number} "}}"\na{number}: %json {arguments}'
+
+
+class GrammarProcessor:
+    """The logits processor of one request: masks what its grammar forbids. Engine thread only."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        self._fresh = grammar.matcher
+        self._gate = grammar.gate
+        self._matcher = grammar.matcher.deep_copy()
+        self._free = grammar.gate.opened or grammar.gate.trigger is not None
+        self._first = True
+
+    def __call__(self, tokens: Any, logits: Any) -> Any:
+        """Take in the token made since the last call and mask the logits of the next one."""
+        import mlx.core as mx
+        import numpy as np
+
+        first, self._first = self._first, False
+        if not first:
+            self._consume(int(tokens[-1].item()))
+        if self._free:
+            return logits
+        allowed = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8) > 0
+        if self._matcher.is_error():
+            raise RuntimeError(f"the grammar failed: {self._matcher.get_error()}")
+        if first and self._gate.open_token is not None:
+            allowed = allowed.copy()
+            allowed[self._gate.open_token] = True
+        width = logits.shape[-1]
+        mask = mx.array(allowed[:width])
+        if mask.size < width:
+            mask = mx.pad(mask, (0, width - mask.size))
+        return mx.where(mask, logits, -mx.inf)
+
+    def _consume(self, token: int) -> None:
+        gate = self._gate
+        if gate.trigger is not None and self._free:
+            if token != gate.trigger:
+                return
+            self._matcher, self._free = self._fresh.deep_copy(), False
+        elif self._free:
+            self._free = token != gate.close_token
+            return
+        elif token == gate.open_token and not self._matcher.validate_tokens([token]):
+            self._free = True
+            return
+        if not self._matcher.consume_token(token):
+            raise RuntimeError(f"the grammar refused a token: {self._matcher.get_error()}")
+        if gate.trigger is not None and self._matcher.is_accepting():
+            self._free = True
