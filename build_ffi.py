@@ -1,10 +1,10 @@
 """Builds the native library into lib_mlx/: by hand (`python build_ffi.py [DIRECTORY]`) and as hatchling's build hook.
 
-Two files come out: `liblib_mlx.so` (`.dylib`), the C library that hosts link, which knows no Python; and
-`_backend_cpXY.so`, which it loads, for the Python version that runs this script. Run the script with several
-versions to serve them all.
+These come out: `liblib_mlx.so` (`.dylib`), the C library that hosts link, which knows no Python;
+`_backend_cpXY.so`, which it loads, for the Python version that runs this script (run it with several versions to
+serve them all); and on Linux `_cpu.so`, which makes MLX fast on the CPU.
 
-Both are compiled here by plain compiler calls. cffi only generates C: its own build steps would link libpython
+They are compiled here by plain compiler calls. cffi only generates C: its own build steps would link libpython
 and, under pyenv, put the build machine's library directory into the run path.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -35,9 +36,12 @@ DARWIN = sys.platform == "darwin"
 SUFFIX = ".dylib" if DARWIN else ".so"
 FRONT = f"liblib_mlx{SUFFIX}"
 BACKEND = f"_backend_cp{sys.version_info.major}{sys.version_info.minor}.so"
+CPU = "_cpu.so"
+HAS_CPU = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"}
 
 FRONT_SOURCES = ("front.c", "loader.c", "python_home.c", "paths.c", "status_table.c", "threads.c", "answer.c")
 BACKEND_SOURCES = ("backend.c", "interpreter.c", "threads.c", "answer.c")
+CPU_SOURCES = ("blas.c", "paths.c")
 
 STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic", "-std=c11")
 FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-pthread", "-D_GNU_SOURCE", "-D_DARWIN_C_SOURCE")
@@ -56,22 +60,23 @@ CDEF = """
 
 
 def main(directory: Path = PACKAGE, extra_flags: tuple[str, ...] = ()) -> list[Path]:
-    """Build whatever in `directory` is missing or was built from other sources or settings; return both files."""
+    """Build whatever in `directory` is missing or was built from other sources or settings; return all files."""
     directory.mkdir(parents=True, exist_ok=True)
     fingerprint = _fingerprint(extra_flags)
-    outputs = [directory / FRONT, directory / BACKEND]
+    outputs = [directory / name for name in (FRONT, BACKEND, *([CPU] if HAS_CPU else []))]
     if all(_is_current(output, fingerprint) for output in outputs):
         return outputs
     with tempfile.TemporaryDirectory() as scratch:
         build = _Build(Path(scratch), extra_flags)
         build.write_header(fingerprint)
-        for output, made in zip(outputs, (build.front(), build.backend()), strict=True):
+        files = [build.front(), build.backend(), *([build.cpu()] if HAS_CPU else [])]
+        for output, made in zip(outputs, files, strict=True):
             _install(made, output)
     return outputs
 
 
 def _fingerprint(extra_flags: tuple[str, ...]) -> str:
-    """Identify sources and settings. It is part of both binaries: no other record can disagree with them."""
+    """Identify sources and settings. It is part of every binary: no other record can disagree with them."""
     digest = hashlib.sha256()
     for path in sorted([Path(__file__), *NATIVE.iterdir(), *INCLUDE.iterdir()]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -122,12 +127,8 @@ class _Build:
 
     def front(self) -> Path:
         """Link liblib_mlx. It must resolve without Python: -z defs proves it."""
-        made = self.scratch / FRONT
         options = [f"-Wl,-install_name,@rpath/{FRONT}"] if DARWIN else [f"-Wl,-soname,{FRONT}"]
-        # A sanitizer's own symbols come from the program.
-        if not DARWIN and not any(flag.startswith("-fsanitize") for flag in self.link_flags):
-            options.append("-Wl,-z,defs")
-        return self._link(made, [self._compile(NATIVE / name, STRICT) for name in FRONT_SOURCES], options, ["-ldl"])
+        return self._link_complete(FRONT, FRONT_SOURCES, options)
 
     def backend(self) -> Path:
         """Link the backend. Python's symbols stay open: the front has loaded a libpython by then."""
@@ -136,6 +137,10 @@ class _Build:
         objects.append(self._compile(self._generate_unit(), ("-std=gnu11", *headers)))
         options = ["-Wl,-undefined,dynamic_lookup"] if DARWIN else []
         return self._link(self.scratch / BACKEND, objects, options, [])
+
+    def cpu(self) -> Path:
+        """Link the shim between MLX and an OpenBLAS."""
+        return self._link_complete(CPU, CPU_SOURCES, [])
 
     def _generate_unit(self) -> Path:
         import cffi
@@ -154,6 +159,13 @@ class _Build:
         made = self.scratch / f"{source.stem}.o"
         self._run(*self.flags, *options, "-c", str(source), "-o", str(made))
         return made
+
+    def _link_complete(self, name: str, sources: tuple[str, ...], options: list[str]) -> Path:
+        # A sanitizer's own symbols come from the program.
+        if not DARWIN and not any(flag.startswith("-fsanitize") for flag in self.link_flags):
+            options = [*options, "-Wl,-z,defs"]
+        objects = [self._compile(NATIVE / source, STRICT) for source in sources]
+        return self._link(self.scratch / name, objects, options, ["-ldl"])
 
     def _link(self, made: Path, objects: list[Path], options: list[str], libraries: list[str]) -> Path:
         exports = self.scratch / "exports"

@@ -35,6 +35,11 @@ def check_fits(need_bytes: int, what: str) -> None:
         )
 
 
+def available_bytes() -> int:
+    """Return the memory that can be had without swapping, in bytes."""
+    return int(psutil.virtual_memory().available)
+
+
 def release() -> None:
     """Return freed memory to the system. Engine thread only, after the last reference is gone."""
     import mlx.core as mx

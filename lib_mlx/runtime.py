@@ -205,6 +205,7 @@ class Runtime:
             inspected,
             context_length=config.context_length,
             thinking=config.thinking_enabled,
+            cpu_weights=config.cpu_weights,
             progress=lambda fraction, stage: self._progress(handle, done + (1 - done) * fraction, stage),
             cancelled=cancelled,
         )
@@ -326,7 +327,16 @@ class Runtime:
 
 def _loaded_status(model: ModelStatus, engine: EngineModel | None, error: LibMlxError | None) -> ModelStatus:
     if engine is not None:
-        return replace(model, status="ready", progress=1.0, stage="", context_length=engine.context_length)
+        return replace(
+            model,
+            status="ready",
+            progress=1.0,
+            stage="",
+            context_length=engine.context_length,
+            device=engine.device,
+            weights=engine.weights,
+            blas=engine.blas,
+        )
     return replace(model, status="failed", stage="", error=error.to_json() if error else None)
 
 

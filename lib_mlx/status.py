@@ -9,12 +9,18 @@ if TYPE_CHECKING:
     from lib_mlx.errors import ErrorObject
 
 ModelState = Literal["loading", "ready", "suspended", "unloading", "failed"]
+Device = Literal["cpu", "gpu"]
+WeightKind = Literal["float32", "float16", "bfloat16", "quantized"]
 ServerState = Literal["stopped", "starting", "running", "stopping"]
 
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A model's state. `progress` goes from 0 to 1 while `stage` names what a load is doing."""
+    """A model's state. `progress` goes from 0 to 1 while `stage` names what a load is doing.
+
+    `device` is where a loaded model runs, `weights` how they are kept there, and `blas` the library that was put
+    in place of MLX's own on the CPU.
+    """
 
     status: ModelState
     model_id: str
@@ -23,6 +29,9 @@ class ModelStatus:
     stage: str = ""
     error: ErrorObject | None = None
     context_length: int | None = None
+    device: Device | None = None
+    weights: WeightKind | None = None
+    blas: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the object of the C ABI."""

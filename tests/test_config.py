@@ -17,14 +17,18 @@ def test_defaults() -> None:
     """The defaults are those of the C header."""
     load = parse_config(LoadConfig, b'{"model_path": "m"}')
     assert (load.thinking_enabled, load.lazy_encoders, load.wait, load.model_id) == (True, True, True, None)
+    assert load.cpu_weights == "auto"
     server = parse_config(ServerConfig, None)
     assert (server.host, server.port, server.queue_limit) == ("127.0.0.1", 0, 64)
 
 
 def test_camel_case_aliases() -> None:
     """The original package's camelCase keys are accepted."""
-    load = parse_config(LoadConfig, {"modelPath": "m", "modelId": "x", "thinkingEnabled": False})
+    load = parse_config(
+        LoadConfig, {"modelPath": "m", "modelId": "x", "thinkingEnabled": False, "cpuWeights": "quantized"}
+    )
     assert (load.model_path, load.model_id, load.thinking_enabled) == ("m", "x", False)
+    assert load.cpu_weights == "quantized"
     assert parse_config(ServerConfig, '{"queueLimit": 3}').queue_limit == 3
 
 
@@ -38,6 +42,7 @@ def test_camel_case_aliases() -> None:
         ({"modelPath": 5}, "modelPath", "valid string"),
         ({"model_path": ""}, "model_path", "at least 1"),
         ({"model_path": "m", "wait": 1}, "wait", "valid boolean"),
+        ({"model_path": "m", "cpu_weights": "int8"}, "cpu_weights", "'auto', 'float32' or 'quantized'"),
         ({"model_path": "m", "context_length": 0}, "context_length", "greater than or equal to 1"),
     ],
 )

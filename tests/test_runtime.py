@@ -51,6 +51,7 @@ def test_the_life_of_a_model(runtime: Runtime, crafted: Path) -> None:
     status = runtime.load(config(crafted))
     assert (status.model.status, status.model.progress, status.server.status) == ("ready", 1.0, "stopped")
     assert (status.model.model_id, status.model.context_length) == (crafted.name, 4096)
+    assert (status.model.device in {"cpu", "gpu"}, status.model.weights) == (True, "float32")
     server = runtime.start_server(status.handle, ServerConfig()).server
     assert (server.status, server.base_url) == ("running", f"http://127.0.0.1:{server.port}")
     assert runtime.start_server(status.handle, ServerConfig(port=1)).server == server

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from lib_mlx import memory
+from lib_mlx.engine import blas
 from lib_mlx.engine.detokenizer import detokenizer_factory
 from lib_mlx.engine.grammar import Gate, GrammarCompiler
 from lib_mlx.engine.job import Job, PreparedRequest
@@ -30,6 +31,7 @@ from lib_mlx.models.loader import check_cancelled, load_tokenizer, load_weights
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lib_mlx.config import CpuWeights
     from lib_mlx.engine.event_stream import EventStream
     from lib_mlx.engine.grammar import Grammar
     from lib_mlx.generation import GenerationRequest
@@ -50,20 +52,25 @@ class EngineModel:
         tokenizer: LoadedTokenizer,
         scheduler: Scheduler,
         *,
-        vocab_size: int,
+        weights: Weights,
+        blas_name: str | None,
         context_length: int | None,
         thinking: bool,
     ) -> None:
         own = checkpoint.context_length or _UNKNOWN_CONTEXT
         self.context_length = min(own, context_length) if context_length else own
         """The most tokens a prompt and its completion may have together."""
-        self.vocab_size = vocab_size
+        self.vocab_size = weights.vocab_size
+        self.device = weights.device
+        self.weights = weights.kind
+        self.blas = blas_name
+        """What was put in place of MLX's own BLAS; None if MLX runs as shipped."""
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._thinking = thinking
         self._scheduler = scheduler
         self._format = output_format(tokenizer.wrapper)
-        self._grammars = GrammarCompiler(tokenizer, self._format, vocab_size)
+        self._grammars = GrammarCompiler(tokenizer, self._format, self.vocab_size)
         hidden = frozenset(tokenizer.wrapper.all_special_ids) - self._marker_ids()
         self._new_detokenizer = detokenizer_factory(
             tokenizer.wrapper.backend_tokenizer, hidden, tokenizer.wrapper.decode
@@ -216,6 +223,7 @@ def load(
     *,
     context_length: int | None = None,
     thinking: bool = True,
+    cpu_weights: CpuWeights = "auto",
     progress: Callable[[float, str], None] = lambda _fraction, _stage: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> EngineModel:
@@ -225,6 +233,7 @@ def load(
         checkpoint: the directory, inspected.
         context_length: upper bound in tokens; the checkpoint's own if None.
         thinking: whether templates may open a reasoning block by default.
+        cpu_weights: how to keep the weights where MLX runs on the CPU; see `LoadConfig`.
         progress: told the fraction done (0 to 1) and the stage, from several threads.
         cancelled: asked every 64 MiB.
 
@@ -240,17 +249,19 @@ def load(
         checkpoint,
         lambda part: progress(_TOKENIZER_SHARE + (1 - 2 * _TOKENIZER_SHARE) * part, "weights"),
         cancelled,
+        cpu_weights,
     )
     try:
         tokenizer = load_tokenizer(checkpoint)
-        loaded = weights.result()
+        loaded, blas_name = weights.result()
         progress(1 - _TOKENIZER_SHARE, "tokenizer")
         scheduler = worker.run(_start_scheduler, loaded, frozenset(tokenizer.wrapper.eos_token_ids))
         model = EngineModel(
             checkpoint,
             tokenizer,
             scheduler,
-            vocab_size=loaded.vocab_size,
+            weights=loaded,
+            blas_name=blas_name,
             context_length=context_length,
             thinking=thinking,
         )
@@ -265,12 +276,19 @@ def load(
     return model
 
 
-def _load_weights(checkpoint: Checkpoint, progress: Callable[[float], None], cancelled: Callable[[], bool]) -> Weights:
+def _load_weights(
+    checkpoint: Checkpoint,
+    progress: Callable[[float], None],
+    cancelled: Callable[[], bool],
+    cpu_weights: CpuWeights,
+) -> tuple[Weights, str | None]:
+    blas_name = None
     if mx.default_device() == mx.cpu:
         # On the CPU, MLX compiles fused kernels by running g++ in a world-writable /tmp/mlx, through system(),
         # which interrupts the host's system calls. Decoding SmolLM2 is as fast without (8.7 and 8.9 tokens/s).
         mx.disable_compile()
-    return load_weights(checkpoint, progress, cancelled)
+        blas_name = blas.bind()
+    return load_weights(checkpoint, progress, cancelled, cpu_weights), blas_name
 
 
 def _start_scheduler(weights: Weights, eos: frozenset[int]) -> Scheduler:

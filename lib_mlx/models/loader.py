@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from mlx.nn.layers.base import Module
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+    from lib_mlx.config import CpuWeights
     from lib_mlx.models.checkpoint import Checkpoint
+    from lib_mlx.status import Device, WeightKind
 
 _EVAL_BYTES = 64 << 20  # weights read between two looks at the cancel flag
 
@@ -30,6 +32,8 @@ class Weights:
     network: Module
     vocab_size: int
     """The width of the logits: any token id must be below it."""
+    device: Device
+    kind: WeightKind
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,28 @@ class LoadedTokenizer:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def load_weights(checkpoint: Checkpoint, progress: Callable[[float], None], cancelled: Callable[[], bool]) -> Weights:
+def load_weights(
+    checkpoint: Checkpoint,
+    progress: Callable[[float], None],
+    cancelled: Callable[[], bool],
+    cpu_weights: CpuWeights = "auto",
+) -> Weights:
     """Map the weights and evaluate them, then run one token to find the width of the logits. Engine thread only.
 
     Args:
         checkpoint: the directory, inspected.
         progress: told the fraction of the weights that is in memory.
         cancelled: asked between slices of about 64 MiB.
+        cpu_weights: how to keep the weights where MLX runs on the CPU; see `LoadConfig`.
 
     Raises:
         LoadCancelled: `cancelled` said so.
         UnsupportedModel: mlx-lm does not know the architecture.
         CorruptModel: the weights do not fit the architecture.
     """
+    import mlx.core as mx
+
+    from lib_mlx.models.cpu_weights import prepare_for_cpu, weight_kind
     from lib_mlx.models.upstream import load_model
 
     try:
@@ -60,9 +73,11 @@ def load_weights(checkpoint: Checkpoint, progress: Callable[[float], None], canc
     except Exception as error:  # mlx-lm raises whatever Python raises for a checkpoint it cannot read
         raise _load_error(checkpoint, error) from error
     try:
-        _widen_on_cpu(network)
+        device: Device = "cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"
+        if device == "cpu":
+            prepare_for_cpu(network, cpu_weights)
         _evaluate(network, progress, cancelled)
-        return Weights(network, _logits_width(network))
+        return Weights(network, _logits_width(network), device, weight_kind(network))
     except LibMlxError:
         raise
     except Exception as error:
@@ -82,21 +97,6 @@ def _load_error(checkpoint: Checkpoint, error: Exception) -> LibMlxError:
         f"The checkpoint at {checkpoint.path} cannot be loaded: {type(error).__name__}: {detail}.",
         hint="Its config.json and weights do not fit together; fetch or convert the model again.",
     )
-
-
-def _widen_on_cpu(network: Module) -> None:
-    """Compute in float32 where MLX runs on the CPU, if that fits: half precision is some 40 times slower there."""
-    import mlx.core as mx
-    import psutil
-    from mlx.utils import tree_flatten
-
-    if mx.default_device().type != mx.DeviceType.cpu:
-        return
-    half = (mx.float16, mx.bfloat16)
-    parameters: Any = tree_flatten(network.parameters())  # type: ignore[no-untyped-call]
-    extra = sum(array.nbytes for _, array in parameters if array.dtype in half)
-    if 2 * extra < psutil.virtual_memory().available // 2:
-        network.set_dtype(mx.float32)
 
 
 def _evaluate(network: Module, progress: Callable[[float], None], cancelled: Callable[[], bool]) -> None:

@@ -10,6 +10,10 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
+from mlx.nn.layers.embedding import Embedding
+from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedEmbedding, QuantizedLinear
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -36,12 +40,23 @@ def _unchanged_host() -> Iterator[None]:
 with _unchanged_host():
     from mlx_lm.generate import BatchGenerator, StopSequences, TextStateMachine
     from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+    from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
+    from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
     from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, greedy_sampler
     from mlx_lm.tokenizer_utils import TokenizerWrapper
     from mlx_lm.tokenizer_utils import load as load_tokenizer
     from mlx_lm.utils import load_model
 
+# What the layers that hold quantised weights hold unquantised.
+PLAIN_LAYERS = {
+    QuantizedLinear: Linear,
+    QuantizedEmbedding: Embedding,
+    QuantizedSwitchLinear: SwitchLinear,
+    QuantizedMultiLinear: MultiLinear,
+}
+
 __all__ = [
+    "PLAIN_LAYERS",
     "BatchGenerator",
     "StopSequences",
     "TextStateMachine",

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lib_mlx import memory
 from lib_mlx.engine import engine
-from lib_mlx.errors import CorruptModel, UnsupportedModel
+from lib_mlx.engine.worker import get_worker
+from lib_mlx.errors import CorruptModel, LoadCancelled, UnsupportedModel
 from lib_mlx.models.checkpoint import inspect
+from lib_mlx.models.loader import load_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from lib_mlx.config import CpuWeights
+    from lib_mlx.models.loader import Weights
 
 
 @pytest.fixture
@@ -68,3 +77,133 @@ def test_a_failed_load_leaves_no_weights_in_memory(copy: Path) -> None:
     with pytest.raises(CorruptModel):
         engine.load(inspect(copy))
     assert mx.get_active_memory() <= before
+
+
+@pytest.fixture
+def quantised(copy: Path) -> Path:
+    """A checkpoint whose layers are quantised to 4 bits, as mlx-lm would write it in half precision."""
+
+    def quantise() -> None:
+        import mlx.core as mx
+        from mlx.utils import tree_flatten
+        from mlx_lm.utils import quantize_model
+
+        from lib_mlx.models.upstream import load_model
+
+        network, config = load_model(copy)
+        network.set_dtype(mx.float16)
+        network, config = quantize_model(network, config, 32, 4)
+        for file in copy.glob("model*"):
+            file.unlink()
+        mx.save_safetensors(str(copy / "model.safetensors"), dict(tree_flatten(network.parameters())))
+        (copy / "config.json").write_text(json.dumps(config))
+
+    get_worker().run(quantise)
+    return copy
+
+
+def load(path: Path, **options: Any) -> Weights:
+    """Load the weights on the engine thread."""
+    work = partial(load_weights, inspect(path), lambda _: None, lambda: False, **options)
+    return get_worker().run(work)
+
+
+def dtypes(weights: Weights) -> dict[str, int]:
+    """Count the parameters by type."""
+    from mlx.utils import tree_flatten
+
+    return Counter(
+        str(array.dtype).removeprefix("mlx.core.") for _, array in tree_flatten(weights.network.parameters())
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [("auto", "float32"), ("float32", "float32"), ("quantized", "quantized")]
+)
+def test_weights_on_the_cpu(quantised: Path, wanted: CpuWeights, expected: str) -> None:
+    """Quantised weights become float32 unless they are to stay; what is not quantised becomes float32 anyway."""
+    weights = load(quantised, cpu_weights=wanted)
+    assert (weights.device, weights.kind) == ("cpu", expected)
+    assert set(dtypes(weights)) == ({"float32"} if expected == "float32" else {"float32", "uint32"})
+
+
+@pytest.mark.parametrize(("free_mb", "expected"), [(0.1, "quantized"), (0.9, "quantized"), (100, "float32")])
+def test_memory_decides(quantised: Path, monkeypatch: pytest.MonkeyPatch, free_mb: float, expected: str) -> None:
+    """Unless told, weights are dequantised if that takes less than half of the free memory."""
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=int(free_mb * 1e6)))
+    assert load(quantised).kind == expected
+    assert load(quantised, cpu_weights="float32").kind == "float32"
+
+
+def test_half_precision_is_widened_if_it_fits(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that are stored in half precision become float32 in memory, whatever was asked, if they fit."""
+    import mlx.core as mx
+
+    def halve() -> None:
+        file = str(copy / "model.safetensors")
+        weights = mx.load(file)
+        mx.save_safetensors(file, {name: array.astype(mx.bfloat16) for name, array in weights.items()})
+
+    get_worker().run(halve)
+    assert load(copy).kind == load(copy, cpu_weights="quantized").kind == "float32"
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
+    assert load(copy).kind == "bfloat16"
+
+
+def test_dequantised_weights_are_exact(quantised: Path) -> None:
+    """They are what MLX's own formula gives, in float32 from beginning to end."""
+    import mlx.core as mx
+
+    plain, packed = load(quantised).network, load(quantised, cpu_weights="quantized").network
+
+    def difference() -> float:
+        worst = 0.0
+        for name, layer in packed.named_modules():
+            if "scales" in layer:
+                expected = mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
+                found = dict(plain.named_modules())[name].weight
+                worst = max(worst, mx.abs(found - expected).max().item())
+        return worst
+
+    assert get_worker().run(difference) < 1e-6
+
+
+def test_dequantising_can_be_cancelled(quantised: Path) -> None:
+    """A load is cancelled between two slices, also while weights are dequantised."""
+    with pytest.raises(LoadCancelled):
+        get_worker().run(lambda: load_weights(inspect(quantised), lambda _: None, lambda: True, "float32"))
+
+
+def test_experts_are_dequantised(crafted: Path) -> None:
+    """Layers of experts and of heads lose their quantisation, too, with the same results."""
+    import mlx.core as mx
+    from mlx import nn
+    from mlx_lm.models.mla import MultiLinear
+    from mlx_lm.models.switch_layers import SwitchLinear
+
+    from lib_mlx.models.cpu_weights import prepare_for_cpu, weight_kind
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = MultiLinear(32, 64, 3)
+            self.experts = SwitchLinear(64, 32, 4)
+            self.linear = nn.Linear(32, 32)
+
+        def __call__(self, x: mx.array) -> mx.array:
+            x = self.heads(x)
+            x = self.experts(x[:, None], mx.array([[0], [1], [3]]))
+            return self.linear(x)
+
+    def check() -> tuple[float, str, str]:
+        network = Network()
+        nn.quantize(network, 32, 8)
+        x = mx.random.normal((3, 1, 32))
+        before, kind = network(x), weight_kind(network)
+        mx.eval(before)
+        prepare_for_cpu(network, "float32")
+        return mx.abs(network(x) - before).max().item(), kind, weight_kind(network)
+
+    difference, before, after = get_worker().run(check)
+    assert difference < 1e-4
+    assert (before, after) == ("quantized", "float32")
