@@ -41,7 +41,7 @@ HAS_CPU = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"
 
 FRONT_SOURCES = ("front.c", "loader.c", "python_home.c", "paths.c", "status_table.c", "threads.c", "answer.c")
 BACKEND_SOURCES = ("backend.c", "interpreter.c", "threads.c", "answer.c")
-CPU_SOURCES = ("blas.c", "paths.c")
+CPU_SOURCES = ("blas.c", "dequantize.c", "paths.c")
 
 STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic", "-std=c11")
 FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-pthread", "-D_GNU_SOURCE", "-D_DARWIN_C_SOURCE")

@@ -74,9 +74,10 @@ def load_weights(
         raise _load_error(checkpoint, error) from error
     try:
         device: Device = "cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"
+        done = 0.0
         if device == "cpu":
-            prepare_for_cpu(network, cpu_weights)
-        _evaluate(network, progress, cancelled)
+            done = prepare_for_cpu(network, cpu_weights, progress, lambda: check_cancelled(cancelled))
+        _evaluate(network, lambda part: progress(max(done, part)), cancelled)
         return Weights(network, _logits_width(network), device, weight_kind(network))
     except LibMlxError:
         raise

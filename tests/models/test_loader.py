@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from lib_mlx import memory
 from lib_mlx.engine import engine
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import CorruptModel, LoadCancelled, UnsupportedModel
+from lib_mlx.models import cpu_library
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import load_weights
 
@@ -79,26 +79,31 @@ def test_a_failed_load_leaves_no_weights_in_memory(copy: Path) -> None:
     assert mx.get_active_memory() <= before
 
 
-@pytest.fixture
-def quantised(copy: Path) -> Path:
-    """A checkpoint whose layers are quantised to 4 bits, as mlx-lm would write it in half precision."""
+def quantise(path: Path, bits: int = 4, mode: str = "affine") -> None:
+    """Quantise a checkpoint as mlx-lm would, with the rest in half precision."""
 
-    def quantise() -> None:
+    def work() -> None:
         import mlx.core as mx
         from mlx.utils import tree_flatten
         from mlx_lm.utils import quantize_model
 
         from lib_mlx.models.upstream import load_model
 
-        network, config = load_model(copy)
+        network, config = load_model(path)
         network.set_dtype(mx.float16)
-        network, config = quantize_model(network, config, 32, 4)
-        for file in copy.glob("model*"):
+        network, config = quantize_model(network, config, 32, bits, mode)
+        for file in path.glob("model*"):
             file.unlink()
-        mx.save_safetensors(str(copy / "model.safetensors"), dict(tree_flatten(network.parameters())))
-        (copy / "config.json").write_text(json.dumps(config))
+        mx.save_safetensors(str(path / "model.safetensors"), dict(tree_flatten(network.parameters())))
+        (path / "config.json").write_text(json.dumps(config))
 
-    get_worker().run(quantise)
+    get_worker().run(work)
+
+
+@pytest.fixture
+def quantised(copy: Path) -> Path:
+    """A checkpoint whose layers are quantised to 4 bits."""
+    quantise(copy)
     return copy
 
 
@@ -108,13 +113,11 @@ def load(path: Path, **options: Any) -> Weights:
     return get_worker().run(work)
 
 
-def dtypes(weights: Weights) -> dict[str, int]:
-    """Count the parameters by type."""
+def arrays(weights: Weights) -> list[Any]:
+    """Return the parameters."""
     from mlx.utils import tree_flatten
 
-    return Counter(
-        str(array.dtype).removeprefix("mlx.core.") for _, array in tree_flatten(weights.network.parameters())
-    )
+    return [array for _, array in tree_flatten(weights.network.parameters())]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,9 @@ def test_weights_on_the_cpu(quantised: Path, wanted: CpuWeights, expected: str) 
     """Quantised weights become float32 unless they are to stay; what is not quantised becomes float32 anyway."""
     weights = load(quantised, cpu_weights=wanted)
     assert (weights.device, weights.kind) == ("cpu", expected)
-    assert set(dtypes(weights)) == ({"float32"} if expected == "float32" else {"float32", "uint32"})
+    assert {str(array.dtype).removeprefix("mlx.core.") for array in arrays(weights)} == (
+        {"float32"} if expected == "float32" else {"float32", "uint32"}
+    )
 
 
 @pytest.mark.parametrize(("free_mb", "expected"), [(0.1, "quantized"), (0.9, "quantized"), (100, "float32")])
@@ -150,22 +155,57 @@ def test_half_precision_is_widened_if_it_fits(copy: Path, monkeypatch: pytest.Mo
     assert load(copy).kind == "bfloat16"
 
 
-def test_dequantised_weights_are_exact(quantised: Path) -> None:
-    """They are what MLX's own formula gives, in float32 from beginning to end."""
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(
+    ("bits", "mode"), [(2, "affine"), (3, "affine"), (4, "affine"), (6, "affine"), (8, "affine"), (4, "mxfp4")]
+)
+def test_dequantised_weights_are_exact(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, bits: int, mode: str, native: bool
+) -> None:
+    """They are what MLX's own function gives, with and without our C code, in float32 from beginning to end."""
     import mlx.core as mx
 
-    plain, packed = load(quantised).network, load(quantised, cpu_weights="quantized").network
+    quantise(copy, bits, mode)
+    packed = load(copy, cpu_weights="quantized").network
+    if not native:
+        monkeypatch.setattr(cpu_library, "load", lambda: None)
+    plain = load(copy).network
 
     def difference() -> float:
         worst = 0.0
         for name, layer in packed.named_modules():
             if "scales" in layer:
-                expected = mx.dequantize(layer.weight, layer.scales, layer.biases, layer.group_size, layer.bits)
+                scheme = (layer.group_size, layer.bits, layer.mode)
+                expected = mx.dequantize(layer.weight, layer.scales, layer.get("biases"), *scheme, dtype=mx.float32)
                 found = dict(plain.named_modules())[name].weight
                 worst = max(worst, mx.abs(found - expected).max().item())
         return worst
 
     assert get_worker().run(difference) < 1e-6
+
+
+def test_progress_of_a_load(quantised: Path) -> None:
+    """It rises to 1 while weights are dequantised."""
+    seen: list[float] = []
+    get_worker().run(lambda: load_weights(inspect(quantised), seen.append, lambda: False, "float32"))
+    assert seen == sorted(seen)
+    assert len(seen) > 3
+    assert seen[-1] == 1.0
+
+
+@pytest.mark.model
+def test_dequantising_takes_no_more_memory_than_its_result(smollm2: Path) -> None:
+    """Each quantised weight is freed when its successor is there."""
+    import mlx.core as mx
+
+    def peak() -> tuple[int, int]:
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        weights = load_weights(inspect(smollm2), lambda _: None, lambda: False, "float32")
+        return mx.get_peak_memory() - before, sum(array.nbytes for array in arrays(weights))
+
+    peak_bytes, result = get_worker().run(peak)
+    assert 500e6 < result <= peak_bytes < 1.1 * result
 
 
 def test_dequantising_can_be_cancelled(quantised: Path) -> None:
