@@ -23,6 +23,8 @@ else
     uv=$venv/uv/bin/uv
     if [ ! -x "$uv" ]; then
         echo "installing uv into $venv"
+        # A venv that uv made has no pip.
+        "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
         "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --target "$venv/uv" uv
     fi
 fi
