@@ -124,8 +124,13 @@ class Model:
         stream = ThreadEventStream()
         job = engine.submit(engine.prepare(request), stream)
         try:
-            while not job.done:
-                yield from _checked(stream.get())
+            while True:
+                for event in stream.get():
+                    if isinstance(event, Failed):
+                        raise event.error
+                    yield event
+                    if isinstance(event, Finished):
+                        return
         finally:
             engine.cancel(job, Cancelled("The iterator was closed."))
 
@@ -185,9 +190,3 @@ def load_model(model_path: str | PathLike[str], **config: Any) -> Model:
     parsed = parse_config(LoadConfig, {"model_path": str(model_path), **config})
     return Model(get_runtime().load(parsed).handle)
 
-
-def _checked(events: list[GenerationEvent]) -> Iterator[GenerationEvent]:
-    for event in events:
-        if isinstance(event, Failed):
-            raise event.error
-        yield event

@@ -35,7 +35,7 @@ def sanitized(request: pytest.FixtureRequest, library: Path, tmp_path_factory: p
     ignored = shutil.ignore_patterns("__pycache__", "*.so")
     package = shutil.copytree(library.parent, directory / "lib_mlx", ignore=ignored)
     flags = (f"-fsanitize={request.param}", "-fno-omit-frame-pointer", "-g")
-    instrumented, _backend = build_ffi.main(package, flags)
+    instrumented, *_ = build_ffi.main(package, flags)
     return Programs(instrumented, directory, flags)
 
 
