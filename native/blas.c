@@ -21,6 +21,10 @@ enum { JUMP_SLOT = R_AARCH64_JUMP_SLOT, GLOB_DAT = R_AARCH64_GLOB_DAT };
 
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 };
 
+/* From 8 rows on, sgemm is as fast (SmolLM2's sizes, one thread with AVX-512). A block stays in the second-level
+ * cache. */
+enum { FEW_ROWS = 6, BLOCK_BYTES = 256 << 10 };
+
 /* The build is up to date if this is found in the file; see build_ffi.py. */
 __attribute__((used)) static const char fingerprint[] = LM_FINGERPRINT;
 
@@ -82,6 +86,22 @@ static void end_product(int previous)
 
 /* ---- what stands in for libmlx's imports ---- */
 
+/* c = alpha a b' + beta c, one block of b at a time, which is read from memory for the first row only. sgemm copies
+ * all of b, which takes longer than so few products. */
+static void multiply_few_rows(int m, int n, int k, float alpha, const float *a, int lda, const float *b, int ldb,
+                              float beta, float *c, int ldc)
+{
+    int block = BLOCK_BYTES / (int)sizeof *b / k + 1; /* rows of b, columns of c */
+
+    for (int begin = 0; begin < n; begin += block) {
+        int count = n - begin < block ? n - begin : block;
+
+        for (int row = 0; row < m; row++)
+            openblas.sgemv(ROW_MAJOR, NO_TRANS, count, k, alpha, b + (int64_t)begin * ldb, ldb,
+                           a + (int64_t)row * lda, 1, beta, c + (int64_t)row * ldc + begin, 1);
+    }
+}
+
 void lib_mlx_blas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a,
                         int lda, const float *b, int ldb, float beta, float *c, int ldc)
 {
@@ -93,6 +113,9 @@ void lib_mlx_blas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k
         __atomic_add_fetch(&gemv_calls, 1, __ATOMIC_RELAXED);
         openblas.sgemv(ROW_MAJOR, flipped ? TRANS : NO_TRANS, flipped ? k : n, flipped ? n : k, alpha, b, ldb, a,
                        trans_a == NO_TRANS ? 1 : lda, beta, c, 1);
+    } else if (order == ROW_MAJOR && m <= FEW_ROWS && trans_a == NO_TRANS && trans_b != NO_TRANS && n > 0 && k > 0) {
+        __atomic_add_fetch(&gemv_calls, 1, __ATOMIC_RELAXED);
+        multiply_few_rows(m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     } else {
         __atomic_add_fetch(&gemm_calls, 1, __ATOMIC_RELAXED);
         openblas.sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);

@@ -21,10 +21,11 @@ LM_BLAS_API void lib_mlx_blas_restore(void);
  * setting is changed for the length of a product only. */
 LM_BLAS_API void lib_mlx_blas_set_threads(int count);
 
-/* How often MLX has called: products of matrices and of a row with a matrix. */
+/* How often MLX has called, by what it was answered with. */
 LM_BLAS_API void lib_mlx_blas_counts(unsigned long *gemm, unsigned long *gemv);
 
-/* What stands in for cblas_sgemm, for tests. A product of one row goes to sgemv, which does not copy the matrix. */
+/* What stands in for cblas_sgemm, for tests. Products of one or a few rows go to sgemv, which does not copy the
+ * matrix. */
 LM_BLAS_API void lib_mlx_blas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
                                     const float *a, int lda, const float *b, int ldb, float beta, float *c,
                                     int ldc);

@@ -69,7 +69,7 @@ def _bind() -> str | None:
 
 
 def counts(shim: ctypes.CDLL) -> tuple[int, int]:
-    """Return how many products of matrices, and of a row with a matrix, MLX has had computed by the OpenBLAS."""
+    """Return how many of MLX's products went to OpenBLAS's gemm, and how many to its gemv: those of few rows."""
     gemm, gemv = ctypes.c_ulong(), ctypes.c_ulong()
     shim.lib_mlx_blas_counts(ctypes.byref(gemm), ctypes.byref(gemv))
     return gemm.value, gemv.value

@@ -101,17 +101,21 @@ def sgemm(shim: ctypes.CDLL, transposed: tuple[int, int], shape: tuple[int, int,
 @pytest.mark.parametrize("trans_b", [NO_TRANS, TRANS])
 @pytest.mark.parametrize("pad", [0, 3])
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (0.5, 0.0), (-2.0, 1.0), (1.0, 0.25)])
-def test_a_row_times_a_matrix(
+def test_few_rows_times_a_matrix(
     shim: ctypes.CDLL, trans_a: int, trans_b: int, pad: int, alpha: float, beta: float
 ) -> None:
-    """A row gives what sgemm gives, for both transposes, padded rows, any scale; beta 0 overwrites even NaN."""
-    _, before = blas.counts(shim)
-    one = sgemm(shim, (trans_a, trans_b), (1, 45, 67), pad, alpha=alpha, beta=beta)
-    assert blas.counts(shim)[1] == before + 1
-    two = sgemm(shim, (trans_a, trans_b), (2, 45, 67), pad, alpha=alpha, beta=beta)
-    assert one.shape == (1, 45)
-    assert two.shape == (2, 45)
-    assert blas.counts(shim)[1] == before + 1
+    """Gemv gives what gemm gives, for both transposes, padded rows, any scale; beta 0 overwrites even NaN."""
+    for rows in (1, 2, 5, 6, 7):
+        _, before = blas.counts(shim)
+        sgemm(shim, (trans_a, trans_b), (rows, 45, 67), pad, alpha=alpha, beta=beta)
+        by_gemv = rows == 1 or (rows <= 6 and (trans_a, trans_b) == (NO_TRANS, TRANS))
+        assert blas.counts(shim)[1] == before + by_gemv
+
+
+@pytest.mark.parametrize("shape", [(2, 1000, 999), (6, 3, 100_000), (3, 70_000, 1), (4, 128, 512)])
+def test_few_rows_times_a_matrix_larger_than_the_cache(shim: ctypes.CDLL, shape: tuple[int, int, int]) -> None:
+    """The blocks of a large matrix, whole or not, make up the product."""
+    sgemm(shim, (NO_TRANS, TRANS), shape, 1, alpha=0.01, beta=1.0)
 
 
 def test_an_empty_sum_still_scales(shim: ctypes.CDLL) -> None:
