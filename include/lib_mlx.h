@@ -71,8 +71,8 @@ extern "C" {
  *     wait              bool (true): false returns at once; poll lib_mlx_server_status() for progress
  *
  * Keys may also be written in camelCase. An unknown key is an error that names it.
- * Answer: {"ok": true, "handle": 1, "status": "ready" | "loading", "model_id": "..."}; handles are positive
- * and never used twice.
+ * Answer: {"ok": true, "handle": 1, "status": "ready" | "loading" | "failed", "model_id": "..."}; handles are
+ * positive and never used twice. Only without waiting can it be "failed": the handle's status then says why.
  * Errors: invalid_json, invalid_argument, model_not_found, unsupported_model, corrupt_model,
  *         insufficient_memory, load_cancelled, and those of Python below.
  * Blocks: until the model is ready, or not on the model at all with "wait": false. */
@@ -87,7 +87,8 @@ LIB_MLX_API char *lib_mlx_load_model(const char *config_json);
  *
  * `config_json` may be NULL, which means {}. camelCase as above.
  * Answer: {"ok": true, "handle": 1, "server": {"host", "port", "base_url", "model_id", "status": "running"}}
- * Errors: invalid_json, invalid_argument, invalid_handle, model_loading, address_in_use, server_start_failed.
+ * Errors: invalid_json, invalid_argument, invalid_handle, model_loading, address_in_use, server_start_failed,
+ *         and those of the load, if it failed.
  * Blocks: until the server accepts connections. */
 LIB_MLX_API char *lib_mlx_start_server(int64_t handle, const char *config_json);
 
@@ -129,14 +130,14 @@ LIB_MLX_API char *lib_mlx_unload_model(int64_t handle);
  * wait. Suspending twice is fine.
  *
  * Answer: {"ok": true, "handle": 1, "status": "suspended"}
- * Errors: invalid_handle, model_loading.
+ * Errors: invalid_handle, model_loading, shutting_down, and those of the load, if it failed.
  * Blocks: until the step in progress has ended. */
 LIB_MLX_API char *lib_mlx_suspend(int64_t handle);
 
 /* Undoes lib_mlx_suspend().
  *
  * Answer: {"ok": true, "handle": 1, "status": "ready"}
- * Errors: invalid_handle, model_loading.
+ * Errors: invalid_handle, model_loading, shutting_down, and those of the load, if it failed.
  * Blocks: briefly. */
 LIB_MLX_API char *lib_mlx_resume(int64_t handle);
 

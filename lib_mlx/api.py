@@ -189,4 +189,3 @@ def load_model(model_path: str | PathLike[str], **config: Any) -> Model:
     """
     parsed = parse_config(LoadConfig, {"model_path": str(model_path), **config})
     return Model(get_runtime().load(parsed).handle)
-

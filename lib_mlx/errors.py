@@ -37,7 +37,10 @@ Raised by the native library alone: `python_not_found`, `python_mismatch`, `pyth
 
 from __future__ import annotations
 
-from typing import ClassVar, TypedDict
+from typing import TYPE_CHECKING, ClassVar, TypedDict
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class ErrorObject(TypedDict):
@@ -70,6 +73,10 @@ class LibMlxError(Exception):
     def to_json(self) -> ErrorObject:
         """Return `{"code", "message", "hint"}` as the C ABI documents it."""
         return {"code": self.code, "message": self.message, "hint": self.hint}
+
+    def copy(self) -> Self:
+        """Return an equal error without a traceback: one object must not be raised twice, nor keep frames alive."""
+        return type(self)(self.message, hint=self.hint, param=self.param, retry_after=self.retry_after)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()

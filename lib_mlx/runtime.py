@@ -97,7 +97,7 @@ class Runtime:
         handle.loaded.wait()
         if handle.error is not None:
             self._forget(handle)
-            raise handle.error
+            raise handle.error.copy()
         return handle.status()
 
     def status(self, number: int) -> Status:
@@ -113,7 +113,9 @@ class Runtime:
         handle = self._find(number)
         with handle.lock:
             if handle.engine is None:
-                raise handle.error or ModelLoading(
+                if handle.error is not None:
+                    raise handle.error.copy()
+                raise ModelLoading(
                     "The model is still loading.", hint="Poll server_status until it is ready.", retry_after=1
                 )
             return handle.engine
@@ -128,10 +130,12 @@ class Runtime:
         from lib_mlx.server.listener import Listener
 
         handle = self._find(number)
-        engine = self.engine(number)
         with handle.server_lock:
             if handle.listener is not None:
                 return handle.status()
+            engine = self.engine(number)
+            if handle.model.status == "unloading":  # which waits for the lock, to stop what is running by then
+                raise InvalidHandle(f"The model of handle {number} is being unloaded.")
             name = config.model_id or handle.model.model_id
             registry = Registry()
             aliases = frozenset({handle.model.model_id, handle.config.model_path})
@@ -185,7 +189,7 @@ class Runtime:
         try:
             engine = self._load_engine(handle)
         except LibMlxError as error:
-            self._loaded(handle, error=error)
+            self._loaded(handle, error=error.copy())
         except Exception as error:
             log.exception("loading %s failed", handle.config.model_path)
             self._loaded(handle, error=Internal(f"The load failed: {type(error).__name__}: {error}."))
@@ -216,16 +220,13 @@ class Runtime:
 
         config = handle.config
         self._progress(handle, 0.0, "resolving")
-        if not config.model_path.lower().endswith(".gguf"):
-            return store.resolve(config.model_path, config.revision), 0.0
-        path = get_worker().run(  # a conversion uses MLX
-            lambda: store.resolve(
-                config.model_path,
-                progress=lambda done, total: self._progress(handle, 0.5 * done / (total or 1), "converting"),
-                cancelled=handle.cancelled.is_set,
-            )
+        path = store.resolve(
+            config.model_path,
+            config.revision,
+            progress=lambda done, total: self._progress(handle, 0.5 * done / (total or 1), "converting"),
+            cancelled=handle.cancelled.is_set,
         )
-        return path, 0.5
+        return path, 0.5 if config.model_path.lower().endswith(".gguf") else 0.0
 
     def _loaded(self, handle: _Handle, *, engine: EngineModel | None = None, error: LibMlxError | None = None) -> None:
         with handle.lock:
@@ -249,7 +250,7 @@ class Runtime:
     # Ending
 
     def _unload(self, handle: _Handle, deadline_s: float) -> UnloadReport:
-        from lib_mlx.memory import resident_bytes
+        from lib_mlx.memory import release, resident_bytes
 
         before = resident_bytes()
         handle.cancelled.set()
@@ -266,7 +267,9 @@ class Runtime:
             handle.error = handle.error or LoadCancelled("The model was unloaded.")
         if engine is not None:
             engine.unload()
+        del engine
         self._forget(handle)
+        get_worker().run(release)  # the tokenizer went with the last reference
         return UnloadReport(before, resident_bytes())
 
     def _unload_quietly(self, handle: _Handle, deadline_s: float) -> None:

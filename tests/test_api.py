@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -39,6 +40,16 @@ def test_stream(model: lib_mlx.Model) -> None:
     *deltas, last = model.stream("unicode")
     assert "".join(event.text for event in deltas if isinstance(event, lib_mlx.TextDelta)) == SCRIPTS["unicode"].text()
     assert isinstance(last, lib_mlx.Finished)
+
+
+def test_a_slow_reader_loses_nothing(model: lib_mlx.Model) -> None:
+    """However late the events are read, they are all there, and the last one is `Finished`."""
+    events = []
+    for event in model.stream("hello"):
+        time.sleep(0.01)
+        events.append(event)
+    assert isinstance(events[-1], lib_mlx.Finished)
+    assert "".join(event.text for event in events if isinstance(event, lib_mlx.TextDelta)) == SCRIPTS["hello"].text()
 
 
 def test_tools_and_conversations(model: lib_mlx.Model) -> None:

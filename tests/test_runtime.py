@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -178,6 +179,38 @@ def test_racing_calls(runtime: Runtime, crafted: Path) -> None:
         unload.result(timeout=30)
     with pytest.raises(InvalidHandle):
         runtime.status(handle)
+
+
+def test_no_server_starts_on_a_model_that_is_going(runtime: Runtime, crafted: Path) -> None:
+    """Starts that race an unload end with an error; no port is left listening."""
+    for _ in range(5):
+        handle = runtime.load(config(crafted)).handle
+        started: list[str] = []
+
+        def start(handle: int = handle, started: list[str] = started) -> None:
+            with contextlib.suppress(LibMlxError):
+                started.append(runtime.start_server(handle, ServerConfig()).server.base_url or "")
+
+        with ThreadPoolExecutor(6) as pool:
+            starts = [pool.submit(start) for _ in range(5)]
+            pool.submit(runtime.unload, handle).result(timeout=30)
+            for future in starts:
+                future.result(timeout=30)
+        for url in started:
+            with pytest.raises(httpx2.TransportError):
+                httpx2.get(f"{url}/health")
+
+
+def test_an_error_is_raised_as_a_new_object(runtime: Runtime, tmp_path: Path) -> None:
+    """A failed load's error does not grow with each call that meets it."""
+    handle = wait_until_loaded(runtime, runtime.load(config(tmp_path / "nowhere", wait=False)).handle).handle
+    caught = []
+    for _ in range(2):
+        with pytest.raises(ModelNotFound) as error:
+            runtime.engine(handle)
+        caught.append(error.value)
+    assert caught[0] is not caught[1]
+    assert caught[0].to_json() == caught[1].to_json()
 
 
 def test_listeners_see_every_state(runtime: Runtime, crafted: Path) -> None:

@@ -31,8 +31,7 @@ class Detokenizer(Protocol):
 class ByteTable:
     """The bytes of each token of a vocabulary, worked out on demand and kept. One per model.
 
-    `to_bytes` maps a vocabulary entry to bytes; `added` holds the added tokens, whose text is literal; ids in
-    `hidden` (end-of-text and other control tokens) have no text.
+    `to_bytes` maps a vocabulary entry to bytes; `added` holds the added tokens, whose text is literal.
     """
 
     def __init__(
@@ -41,14 +40,13 @@ class ByteTable:
         to_bytes: Callable[[str], bytes],
         *,
         added: Mapping[int, str],
-        hidden: frozenset[int] = frozenset(),
         strip_first_space: bool = False,
     ) -> None:
         self.strip_first_space = strip_first_space
         self._id_to_token = id_to_token
         self._to_bytes = to_bytes
         self._added = added
-        self._known: dict[int, bytes] = dict.fromkeys(hidden, b"")
+        self._known: dict[int, bytes] = {}
 
     def __getitem__(self, token: int) -> bytes:
         known = self._known.get(token)
@@ -140,10 +138,8 @@ def _decoder_kinds(decoder: Mapping[str, object] | None) -> list[Mapping[str, ob
     return list(parts) if isinstance(parts, list) else [decoder]
 
 
-def detokenizer_factory(
-    tokenizer: Tokenizer, hidden: frozenset[int], decode: Callable[[list[int]], str]
-) -> Callable[[], Detokenizer]:
-    """Return a maker of detokenizers for `tokenizer`; ids in `hidden` never become text.
+def detokenizer_factory(tokenizer: Tokenizer, decode: Callable[[list[int]], str]) -> Callable[[], Detokenizer]:
+    """Return a maker of detokenizers for `tokenizer`.
 
     `decode` decodes a whole sequence and is used only where tokens are not runs of bytes.
     """
@@ -152,10 +148,10 @@ def detokenizer_factory(
     names = {part["type"] for part in kinds}
     added = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items()}
     if names == {"ByteLevel"}:
-        table = ByteTable(tokenizer.id_to_token, _byte_level, added=added, hidden=hidden)
+        table = ByteTable(tokenizer.id_to_token, _byte_level, added=added)
     elif names and names <= {"Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}:
         strip = any(part["type"] == "Strip" or part.get("prepend_scheme") in {"always", "first"} for part in kinds)
-        table = ByteTable(tokenizer.id_to_token, _byte_fallback, added=added, hidden=hidden, strip_first_space=strip)
+        table = ByteTable(tokenizer.id_to_token, _byte_fallback, added=added, strip_first_space=strip)
     else:
-        return lambda: WindowDetokenizer(lambda ids: decode([i for i in ids if i not in hidden]))
+        return lambda: WindowDetokenizer(decode)
     return lambda: ByteDetokenizer(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -31,9 +32,12 @@ from lib_mlx.models.loader import check_cancelled, load_tokenizer, load_weights
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
     from lib_mlx.config import CpuWeights
-    from lib_mlx.engine.event_stream import EventStream
+    from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.engine.grammar import Grammar
+    from lib_mlx.engine.output_parser import OutputFormat
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
@@ -71,10 +75,9 @@ class EngineModel:
         self._scheduler = scheduler
         self._format = output_format(tokenizer.wrapper)
         self._grammars = GrammarCompiler(tokenizer, self._format, self.vocab_size)
-        hidden = frozenset(tokenizer.wrapper.all_special_ids) - self._marker_ids()
-        self._new_detokenizer = detokenizer_factory(
-            tokenizer.wrapper.backend_tokenizer, hidden, tokenizer.wrapper.decode
-        )
+        self._hidden = _control_tokens(tokenizer.wrapper, self._format)
+        self._new_detokenizer = detokenizer_factory(tokenizer.wrapper.backend_tokenizer, tokenizer.wrapper.decode)
+        self._closed = False  # written by the engine thread alone
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Check `request` against this model and tokenise it. Takes CPU time: not for an event loop.
@@ -82,16 +85,18 @@ class EngineModel:
         Raises:
             ContextLengthExceeded: the prompt leaves no room for a token of completion.
             InvalidArgument: the chat template or the vocabulary refuses something.
-            UnsupportedFeature: the form asked for cannot be guaranteed.
+            UnsupportedFeature: the model has no tools, or the form asked for cannot be guaranteed.
+            ShuttingDown: the model is being unloaded.
         """
+        self._refuse_if_closed()
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise InvalidArgument(f"max_tokens is {request.max_tokens}; it must be at least 1.", param="max_tokens")
+        if request.tools and not self._tokenizer.wrapper.has_tool_calling:
+            raise UnsupportedFeature(
+                "This model has no tool calls.", hint="Leave the tools out, or use another model.", param="tools"
+            )
         thinking = self._thinking if request.thinking is None else request.thinking
-        prompt = render_prompt(
-            self._tokenizer,
-            request.messages,
-            request.tools,
-            thinking=thinking,
-            template_kwargs=request.template_kwargs,
-        )
+        prompt = self._render(request, thinking=thinking)
         room = self.context_length - len(prompt)
         if room < 1:
             raise ContextLengthExceeded(
@@ -105,7 +110,7 @@ class EngineModel:
                 "The chat template gave no token or one outside the model's vocabulary.",
                 hint="Tokenizer and weights do not fit together; fetch the model again.",
             )
-        opening = self._opening(prompt)
+        opening = self._opening(prompt, request, thinking=thinking)
         return PreparedRequest(
             prompt=prompt,
             max_tokens=min(request.max_tokens or room, room),
@@ -116,44 +121,72 @@ class EngineModel:
             output_format=self._format if request.tools else self._format.without_tools(),
             opening=opening,
             detokenizer=self._new_detokenizer(),
+            hidden=self._hidden,
             grammar=self._grammar(request, opening, thinking=thinking),
         )
 
     def submit(self, request: PreparedRequest, stream: EventStream) -> Job:
         """Start generating; events arrive at `stream`. Returns at once with the job, to cancel it by."""
         job = Job(request, stream)
-        get_worker().post(lambda: self._scheduler.add(job))
+
+        def add() -> None:
+            if self._closed:
+                job.cancel(_unloading())
+                _deliver([(stream, [job.fail()])])
+            else:
+                self._scheduler.add(job)
+
+        get_worker().post(add)
         return job
 
     def cancel(self, job: Job, error: LibMlxError) -> None:
         """End `job` with `Failed(error)` between two steps, whether it waits, prefills or decodes."""
-        get_worker().post(lambda: job.cancel(error))
+        job.cancel(error)
+        get_worker().post(lambda: None)  # a suspended lane looks up only when it is woken
 
     def suspend(self) -> None:
-        """Evaluate nothing more until `resume`; requests wait. Returns when the running step has ended."""
+        """Evaluate nothing more until `resume`; requests wait. Returns when the running step has ended.
+
+        Raises:
+            ShuttingDown: the model is being unloaded.
+        """
         get_worker().run(self._set_suspended, True)
 
     def resume(self) -> None:
-        """Go on where `suspend` stopped."""
+        """Go on where `suspend` stopped; raises likewise."""
         get_worker().run(self._set_suspended, False)
 
     def unload(self) -> None:
-        """End every request and give the memory back. The object is of no use afterwards."""
-        worker = get_worker()
+        """End every request and give the memory back. Requests that come later end with `shutting_down`."""
+        get_worker().run(self._close)
 
-        def end_requests() -> None:
-            worker.discard(self._scheduler)
-            self._scheduler.fail_all(ShuttingDown("The model is being unloaded.", hint="Load it again."))
-            for stream, events in self._scheduler.step():
-                with contextlib.suppress(RuntimeError):
-                    stream.outlet.post([(stream, events)])
-
-        worker.run(end_requests)
-        del self._scheduler, self._tokenizer, self._new_detokenizer, self._grammars
-        worker.run(memory.release)
+    def _close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        get_worker().discard(self._scheduler)
+        self._scheduler.fail_all(_unloading())
+        _deliver(self._scheduler.step())
+        self._scheduler.close()
+        memory.release()
 
     def _set_suspended(self, value: bool) -> None:
+        self._refuse_if_closed()
         self._scheduler.suspended = value
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise _unloading()
+
+    def _render(self, request: GenerationRequest, *, thinking: bool, generation_prompt: bool = True) -> list[int]:
+        return render_prompt(
+            self._tokenizer,
+            request.messages,
+            request.tools,
+            thinking=thinking,
+            template_kwargs=request.template_kwargs,
+            generation_prompt=generation_prompt,
+        )
 
     def _grammar(self, request: GenerationRequest, opening: Opening, *, thinking: bool) -> Grammar | None:
         """Compile what the answer is held to, if anything."""
@@ -198,24 +231,38 @@ class EngineModel:
             opened=opening is Opening.IN_REASONING,
         )
 
-    def _opening(self, prompt: list[int]) -> Opening:
-        """Tell where the model's text begins: templates may end with a reasoning block, opened or closed again."""
+    def _opening(self, prompt: list[int], request: GenerationRequest, *, thinking: bool) -> Opening:
+        """Tell where the model's text begins: templates may end with a reasoning block, opened or closed again.
+
+        Only what the template itself puts behind the last message counts; a user may write the same markers.
+        """
         wrapper = self._tokenizer.wrapper
-        if not wrapper.has_thinking:
+        if not wrapper.has_thinking or max(wrapper.rfind_think_start(prompt), wrapper.rfind_think_end(prompt)) < 0:
             return Opening.PLAIN
-        opened, closed = wrapper.rfind_think_start(prompt), wrapper.rfind_think_end(prompt)
-        last = max(opened, closed)
-        if last < 0 or not wrapper.eos_token_ids.isdisjoint(prompt[last:]):
-            return Opening.PLAIN  # the block belongs to an earlier turn
+        messages = self._render(request, thinking=thinking, generation_prompt=False)
+        tail = prompt[len(messages) :] if prompt[: len(messages)] == messages else []
+        opened, closed = wrapper.rfind_think_start(tail), wrapper.rfind_think_end(tail)
+        if max(opened, closed) < 0:
+            return Opening.PLAIN
         return Opening.IN_REASONING if opened > closed else Opening.AFTER_REASONING
 
-    def _marker_ids(self) -> frozenset[int]:
-        """Special tokens that the output parser must see."""
-        wrapper = self._tokenizer.wrapper
-        text = "".join(marker for edges in self._format.transitions.values() for marker, _ in edges)
-        return frozenset(
-            index for index in wrapper.all_special_ids if (wrapper.convert_ids_to_tokens(index) or "\0") in text
-        )
+
+def _control_tokens(wrapper: TokenizerWrapper, output_format: OutputFormat) -> frozenset[int]:
+    """Return the special tokens that are not text: all but those that the output parser looks for."""
+    markers = "".join(marker for edges in output_format.transitions.values() for marker, _ in edges)
+    added = wrapper.backend_tokenizer.get_added_tokens_decoder()
+    special = {index for index, token in added.items() if token.special} | set(wrapper.all_special_ids)
+    return frozenset(index for index in special if index not in added or added[index].content not in markers)
+
+
+def _unloading() -> ShuttingDown:
+    return ShuttingDown("The model is being unloaded.", hint="Load it again.")
+
+
+def _deliver(deliveries: list[tuple[EventStream, Batch]]) -> None:
+    for stream, events in deliveries:
+        with contextlib.suppress(RuntimeError):  # the receiver's loop is closed: nobody is reading
+            stream.outlet.post([(stream, events)])
 
 
 def load(
@@ -255,7 +302,7 @@ def load(
         tokenizer = load_tokenizer(checkpoint)
         loaded, blas_name = weights.result()
         progress(1 - _TOKENIZER_SHARE, "tokenizer")
-        scheduler = worker.run(_start_scheduler, loaded, frozenset(tokenizer.wrapper.eos_token_ids))
+        scheduler = worker.run(_new_scheduler, loaded, frozenset(tokenizer.wrapper.eos_token_ids))
         model = EngineModel(
             checkpoint,
             tokenizer,
@@ -266,10 +313,13 @@ def load(
             thinking=thinking,
         )
         check_cancelled(cancelled)
-    except BaseException:
+        worker.run(worker.add, scheduler)  # last: nothing refers to a load that did not succeed
+    except BaseException as error:
         with contextlib.suppress(LibMlxError):
             weights.result()  # the engine thread still reads the checkpoint
-        del weights
+        error.__cause__ = error.__context__ = None
+        traceback.clear_frames(error.__traceback__)  # they hold what was loaded
+        loaded = scheduler = model = weights = None  # type: ignore[assignment]
         worker.run(memory.release)
         raise
     progress(1.0, "ready")
@@ -288,12 +338,15 @@ def _load_weights(
         # which interrupts the host's system calls. Decoding SmolLM2 is as fast without (8.7 and 8.9 tokens/s).
         mx.disable_compile()
         blas_name = blas.bind()
-    return load_weights(checkpoint, progress, cancelled, cpu_weights), blas_name
+
+    def breathe() -> bool:
+        get_worker().breathe()  # other models' streams go on meanwhile
+        return cancelled()
+
+    return load_weights(checkpoint, progress, breathe, cpu_weights), blas_name
 
 
-def _start_scheduler(weights: Weights, eos: frozenset[int]) -> Scheduler:
+def _new_scheduler(weights: Weights, eos: frozenset[int]) -> Scheduler:
     chunk = 64 if mx.default_device() == mx.cpu else 512  # tokens: some 0.1 s of work either way
     prefix_bytes = min(_PREFIX_BYTES, memory.total_bytes() // 10)
-    scheduler = Scheduler(weights.network, eos, prefill_chunk=chunk, prefix_bytes=prefix_bytes)
-    get_worker().add(scheduler)
-    return scheduler
+    return Scheduler(weights.network, eos, prefill_chunk=chunk, prefix_bytes=prefix_bytes)

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from lib_mlx.engine.grammar import GrammarProcessor
-from lib_mlx.engine.output_parser import REASONING, OutputParser
+from lib_mlx.engine.output_parser import REASONING, TOOL, OutputParser
 from lib_mlx.engine.sampling import GREEDY, make_processors, make_sampler
 from lib_mlx.errors import Internal, LibMlxError
-from lib_mlx.generation import Failed, Finished, FinishReason, GenerationEvent, Timings, Usage
+from lib_mlx.generation import Failed, Finished, FinishReason, GenerationEvent, Timings, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,6 +43,8 @@ class PreparedRequest:
     output_format: OutputFormat
     opening: Opening
     detokenizer: Detokenizer
+    hidden: frozenset[int] = frozenset()
+    """Control tokens: they have no text, but inside a tool call, whose parser may need them."""
     grammar: Grammar | None = None
 
 
@@ -135,16 +137,21 @@ class Job:
         before = parser.state
         self.completion += 1
         events: list[GenerationEvent] = []
-        if ended != "stop":  # the end token has no text
+        hidden = token in self.request.hidden and before != TOOL
+        if ended != "stop" and not hidden:  # the end token has no text
             events += parser.feed(detokenizer.feed(token))
         if REASONING in (before, parser.state):
             self._reasoning += 1
         one_call_wanted = bool(parser.calls) and not self.request.parallel_tool_calls
         if ended is None and not parser.stopped and not one_call_wanted:
             return events
-        if not one_call_wanted:
+        if one_call_wanted:
+            events = _up_to_first_call(events)
+        else:
             events += parser.feed(detokenizer.finish())
             events += parser.finish()
+            if not self.request.parallel_tool_calls:
+                events = _up_to_first_call(events)
         self.done = True
         reason: FinishReason = "length" if ended == "length" and not parser.stopped else "stop"
         if parser.calls and reason == "stop":
@@ -164,6 +171,12 @@ class Job:
             decode=now - first,
             ttft=first - self._submitted,
         )
+
+
+def _up_to_first_call(events: Batch) -> Batch:
+    """One block of a model's text can hold several calls."""
+    first = next((index for index, event in enumerate(events) if isinstance(event, ToolCallDelta)), len(events))
+    return events[: first + 1]
 
 
 def internal_error(error: Exception) -> LibMlxError:

@@ -138,7 +138,7 @@ class OutputParser:
         self._begun, self._space, self._after_marker = False, "", True
         if state == TOOL:
             self._end_call(self._format.tool_end, events)
-        elif target == TOOL:
+        elif state == ANSWER:
             self._emit(self._stop.flush(), events)
 
     def _end_call(self, end: str, events: list[Delta]) -> None:
@@ -180,4 +180,8 @@ def _tool_call(parsed: Mapping[str, Any]) -> ToolCall:
         arguments = json.loads(arguments)
     if not isinstance(arguments, dict):
         raise TypeError("the arguments of a tool call are an object")
-    return ToolCall(f"call_{secrets.token_hex(12)}", name, json.dumps(arguments, ensure_ascii=False))
+    name.encode()  # a lone surrogate, which models write as an escape, cannot be sent as UTF-8
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        text = json.dumps(arguments, allow_nan=False)
+    return ToolCall(f"call_{secrets.token_hex(12)}", name, text)

@@ -6,6 +6,7 @@ processor takes the tokens so far and logits of shape (1, vocabulary) and return
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 
 Sampler = Callable[[mx.array], mx.array]
 Processor = Callable[[mx.array, mx.array], mx.array]
+
+_COLDEST = 1e-4  # below it the scaled logits overflow float32; the answer is the greedy one
+_RANGES = (
+    ("temperature", 0, 1000),
+    ("top_p", 0, 1),
+    ("top_k", 0, 1 << 31),
+    ("min_p", 0, 1),
+    ("repetition_penalty", 1e-3, 1000),
+    ("presence_penalty", -1000, 1000),
+    ("frequency_penalty", -1000, 1000),
+)
 
 GREEDY: Sampler = greedy_sampler
 """The one sampler of all greedy requests: rows that share a sampler are sampled in one call."""
@@ -47,8 +59,10 @@ def resolve_sampling(params: SamplingParams, defaults: Mapping[str, Any], vocab_
     """Fill in the checkpoint's `defaults` (its generation_config.json), then the neutral values. Any thread.
 
     Raises:
-        InvalidArgument: a token id is outside the vocabulary: MLX would write out of bounds.
+        InvalidArgument: a value is out of range, or a token id outside the vocabulary, where MLX would write out of
+            bounds.
     """
+    _check_ranges(params)
     for token, _ in params.logit_bias:
         if not 0 <= token < vocab_size:
             raise InvalidArgument(
@@ -63,9 +77,9 @@ def resolve_sampling(params: SamplingParams, defaults: Mapping[str, Any], vocab_
         usable = isinstance(default, (int, float)) and not isinstance(default, bool) and defaults.get("do_sample", True)
         return float(given if given is not None else default if usable and default is not None else neutral)
 
-    top_k = int(pick("top_k", 0))
+    top_k, temperature = int(pick("top_k", 0)), pick("temperature", 1.0)
     return ResolvedSampling(
-        temperature=pick("temperature", 1.0),
+        temperature=temperature if temperature >= _COLDEST else 0.0,
         top_p=pick("top_p", 1.0),
         top_k=top_k if top_k < vocab_size else 0,  # every token is among the top `vocab_size`
         min_p=pick("min_p", 0.0),
@@ -75,6 +89,19 @@ def resolve_sampling(params: SamplingParams, defaults: Mapping[str, Any], vocab_
         logit_bias=params.logit_bias,
         seed=secrets.randbits(63) if params.seed is None else params.seed % (1 << 64),
     )
+
+
+def _check_ranges(params: SamplingParams) -> None:
+    for name, low, high in _RANGES:
+        value = getattr(params, name)
+        if value is not None and not low <= value <= high:  # false for NaN too
+            raise InvalidArgument(
+                f"{name} is {value}; it must be from {low:g} to {high:g}.",
+                hint="Leave it out for the default.",
+                param=name,
+            )
+    if not all(math.isfinite(bias) for _, bias in params.logit_bias):
+        raise InvalidArgument("logit_bias holds a value that is not finite.", param="logit_bias")
 
 
 def make_sampler(params: ResolvedSampling) -> Sampler:

@@ -83,24 +83,31 @@ class Scheduler:
 
     def step(self) -> list[tuple[EventStream, Batch]]:
         """Advance every row by one token and the prompts by one chunk. Never raises."""
+        out: list[tuple[EventStream, Batch]] = []
         try:
-            return self._step()
+            self._step(out)
         except Exception as error:
             log.exception("the model failed; its requests end, the engine goes on")
             for job in self._jobs.values():
                 job.cancel(internal_error(error))
+                out.append(_failure(job))
+            self._jobs.clear()
             self._prefilling.clear()
             self._batch = self._new_batch()
-            out, self._jobs = [_failure(job) for job in self._jobs.values()], {}
-            return out
+        return out
 
-    def _step(self) -> list[tuple[EventStream, Batch]]:
-        out = self._end_failed()
+    def close(self) -> None:
+        """Let go of the model and of all that was kept for it. The lane is of no use afterwards."""
+        self._network = self._batch = None
+        self.prefixes.clear()
+
+    def _step(self, out: list[tuple[EventStream, Batch]]) -> None:
+        self._end_failed(out)
         if self.suspended:
-            return out
-        out += self._admit()
+            return
+        self._admit(out)
         if not self._jobs:
-            return out
+            return
         # The chunk is shared: neither does a long prompt hold up a short one, nor do many hold up the streams.
         self._batch.prefill_step_size = max(16, self._prefill_chunk // max(1, len(self._prefilling)))
         _, responses = self._batch.next()
@@ -117,11 +124,9 @@ class Scheduler:
             if job.done:
                 del self._jobs[response.uid]
         self._remove(left_early)
-        return out
 
-    def _admit(self) -> list[tuple[EventStream, Batch]]:
+    def _admit(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Give the generator waiting prompts, the shortest first but for how long they have waited."""
-        out = []
         while self._waiting and len(self._prefilling) < _PREFILLS and len(self._jobs) < self._max_rows:
             credit = _AGEING * self._prefill_chunk
             job = min(self._waiting, key=lambda job: len(job.request.prompt) - credit * job.age)
@@ -132,7 +137,6 @@ class Scheduler:
                 log.exception("a request could not be started")
                 job.cancel(internal_error(error))
                 out.append(_failure(job))
-        return out
 
     def _insert(self, job: Job) -> None:
         request = job.request
@@ -151,13 +155,13 @@ class Scheduler:
         self._prefilling.add(uid)
         self._jobs[uid] = job
 
-    def _end_failed(self) -> list[tuple[EventStream, Batch]]:
+    def _end_failed(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Take out the requests that were cancelled or failed, and tell their streams."""
         failed = [uid for uid, job in self._jobs.items() if job.error is not None]
-        self._remove(failed)
         jobs = [self._jobs.pop(uid) for uid in failed] + [job for job in self._waiting if job.error is not None]
         self._waiting = [job for job in self._waiting if job.error is None]
-        return [_failure(job) for job in jobs]
+        out += [_failure(job) for job in jobs]
+        self._remove(failed)
 
     def _remove(self, uids: Sequence[int]) -> None:
         """Take rows out of the generator and keep what was computed for them."""

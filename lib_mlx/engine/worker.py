@@ -95,6 +95,11 @@ class Worker:
             self._inbox.put(wait_for_ever)
             parked.wait(timeout_s)
 
+    def breathe(self) -> None:
+        """Between two slices of a long command: run what waits, and one step of every lane. Engine thread only."""
+        self._drain(block=False)
+        self._step()
+
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:

@@ -28,8 +28,9 @@ def render_prompt(
     *,
     thinking: bool,
     template_kwargs: Mapping[str, Any],
+    generation_prompt: bool = True,
 ) -> list[int]:
-    """Return the prompt's tokens, with the template's opening of the assistant's turn at its end.
+    """Return the prompt's tokens, with the template's opening of the assistant's turn at its end if wanted.
 
     Any thread; blocks while another thread uses the same tokenizer.
 
@@ -55,7 +56,7 @@ def render_prompt(
             tokens = wrapper.apply_chat_template(
                 turns,
                 tools=[tool_json(tool) for tool in tools] or None,
-                add_generation_prompt=True,
+                add_generation_prompt=generation_prompt,
                 enable_thinking=thinking,
                 **template_kwargs,
             )
@@ -107,12 +108,14 @@ def _template_calls(calls: Iterable[ToolCall]) -> Iterable[dict[str, Any]]:
         # Templates print arguments with `tojson` and so need the object, not its text.
         try:
             arguments = json.loads(call.arguments) if call.arguments.strip() else {}
-        except ValueError:
+        except (ValueError, RecursionError):
+            arguments = None
+        if not isinstance(arguments, dict):
             raise InvalidArgument(
-                f"The arguments of the tool call {call.id!r} are not JSON.",
+                f"The arguments of the tool call {call.id!r} are not a JSON object.",
                 hint="Send them back as the model wrote them.",
                 param="messages",
-            ) from None
+            )
         yield {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
 
 

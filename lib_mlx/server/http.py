@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lib_mlx.server.session import Session
 
 MAX_BODY_BYTES = 32 << 20
+MAX_DEPTH = 100
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -32,6 +33,14 @@ class WireModel(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, protected_namespaces=(), hide_input_in_errors=True
     )
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        """Drop unknown fields that are null: OpenAI's clients send whole objects back, with fields they added."""
+        if not isinstance(value, dict):
+            return value
+        return {key: item for key, item in value.items() if item is not None or key in cls.model_fields}
 
 
 class JsonResponse(Response):
@@ -68,7 +77,18 @@ async def read_json(request: Request, kind: type[M]) -> M:
         raise InvalidJson(f"The body is not valid JSON: {error}.", hint="Send a JSON object in UTF-8.") from None
     if not isinstance(value, dict):
         raise InvalidJson("The body must be a JSON object.", hint="Send a JSON object in UTF-8.")
+    if _depth(value) > MAX_DEPTH:
+        raise InvalidJson(f"The body is nested more than {MAX_DEPTH} levels deep.", hint="Flatten it.")
     return validate(kind, value)
+
+
+def _depth(value: Any) -> int:
+    """Return the levels of nesting, without recursion."""
+    depth, level = 0, [value]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
 
 
 def validate(kind: type[M], value: dict[str, Any]) -> M:
@@ -92,7 +112,8 @@ def validate(kind: type[M], value: dict[str, Any]) -> M:
 
 def _is_field(part: str) -> bool:
     """Tell a field's name from a union member's, which pydantic puts into the path too."""
-    return part.isidentifier() and part.islower() and part not in {"str", "int", "float", "bool"}
+    members = {"str", "int", "float", "bool", *(kind.__name__ for kind in WireModel.__subclasses__())}
+    return part not in members and "[" not in part
 
 
 async def collect(request: Request, session: Session) -> list[GenerationEvent]:

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _SO_NOSIGPIPE = 0x1022  # Darwin; Python has no name for it
 _START_TIMEOUT_S = 10.0
+_BACKLOG = 512
 
 
 class _Server(uvicorn.Server):
@@ -74,7 +75,7 @@ class Listener:
             ServerStartFailed: it does not, within ten seconds.
         """
         self._thread.start()
-        if not self._server.accepting.wait(_START_TIMEOUT_S):
+        if not self._server.accepting.wait(_START_TIMEOUT_S) or self._failure is not None:
             self.stop(0)
             raise ServerStartFailed(f"The server did not start: {self._failure or 'timeout'}.")
 
@@ -106,6 +107,7 @@ class Listener:
             log.debug("the server ended", exc_info=error)
         finally:
             self._socket.close()
+            self._server.accepting.set()
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -122,6 +124,7 @@ def _bind(host: str, port: int) -> socket.socket:
         if sys.platform == "darwin":  # a thread's signal mask does not keep SIGPIPE from the process there
             listening.setsockopt(socket.SOL_SOCKET, _SO_NOSIGPIPE, 1)
         listening.bind(address)
+        listening.listen(_BACKLOG)  # of two that may share a port, only one can listen
     except OSError as error:
         listening.close()
         raise _bind_error(host, port, error) from None

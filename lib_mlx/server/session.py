@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,10 @@ from lib_mlx.generation import Failed, Finished
 from lib_mlx.server.admission import Admission
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lib_mlx.engine.event_stream import Batch
-    from lib_mlx.engine.job import Job
+    from lib_mlx.engine.job import Job, PreparedRequest
     from lib_mlx.engine.sampling import ResolvedSampling
     from lib_mlx.errors import LibMlxError
     from lib_mlx.generation import GenerationRequest
@@ -49,7 +52,7 @@ class Sessions:
             self._outlet = LoopOutlet(loop)
         self._admission.enter()
         try:
-            prepared = await loop.run_in_executor(self._pool, model.engine.prepare, request)
+            prepared = await self._prepare(model, request)
             self._refuse_if_closing()
             stream = AsyncEventStream(self._outlet)
             session = Session(self, model, stream, model.engine.submit(prepared, stream))
@@ -63,12 +66,19 @@ class Sessions:
         """Refuse new requests and end the running ones with `shutting_down`. Event loop only."""
         self._closing = True
         for session in self._open:
-            session.cancel(ShuttingDown("The server is stopping.", hint="Start it again."))
+            session.end(_stopping())
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _prepare(self, model: ModelEntry, request: GenerationRequest) -> PreparedRequest:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, model.engine.prepare, request)
+        except asyncio.CancelledError:
+            self._refuse_if_closing()  # the pool was shut down with the request still in its queue
+            raise
 
     def _refuse_if_closing(self) -> None:
         if self._closing:
-            raise ShuttingDown("The server is stopping.", hint="Start it again.")
+            raise _stopping()
 
     def forget(self, session: Session) -> None:
         """Count `session` out; called once by `Session.close`."""
@@ -94,8 +104,10 @@ class Session:
     async def next(self) -> Batch:
         """Wait for events and return them; the last batch ends with `Finished` or `Failed`."""
         events = await self._stream.get()
-        if events and isinstance(events[-1], (Finished, Failed)):
-            self._ended = True
+        for index, event in enumerate(events):
+            if isinstance(event, (Finished, Failed)):
+                self._ended = True
+                return events[: index + 1]
         return events
 
     @property
@@ -103,9 +115,23 @@ class Session:
         """Whether the terminal event has been read."""
         return self._ended
 
+    @contextlib.contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Close the session if the block raises: nobody will read it then."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
     def cancel(self, error: LibMlxError) -> None:
         """Have the stream end with `Failed(error)`."""
         self.model.engine.cancel(self._job, error)
+
+    def end(self, error: LibMlxError) -> None:
+        """Have the stream end with `Failed(error)` now, even if the engine is busy with something else."""
+        self.cancel(error)
+        self._stream.push([Failed(error)])
 
     def close(self) -> None:
         """Give the slot free; a generation still running is cancelled. Idempotent."""
@@ -115,3 +141,7 @@ class Session:
         if not self._ended:
             self.cancel(Cancelled("The client went away."))
         self._owner.forget(self)
+
+
+def _stopping() -> ShuttingDown:
+    return ShuttingDown("The server is stopping.", hint="Start it again.")

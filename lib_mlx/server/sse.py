@@ -7,10 +7,14 @@ process, and it leaves a task on each event loop that polls global state twice a
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from starlette.responses import StreamingResponse
+
+from lib_mlx.errors import Internal
+from lib_mlx.generation import Failed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
     from lib_mlx.generation import GenerationEvent
     from lib_mlx.server.session import Session
+
+log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0
 DONE = b"data: [DONE]\n\n"
@@ -65,5 +71,12 @@ class EventStreamResponse(StreamingResponse):
             except TimeoutError:
                 yield b": keep-alive\n\n"
                 continue
-            if chunk := render(events):
+            try:
+                chunk = render(events)
+            except Exception as error:  # the client is told, not cut off
+                log.exception("an answer could not be rendered")
+                session.close()
+                yield render([Failed(Internal(f"The answer could not be rendered: {type(error).__name__}."))])
+                return
+            if chunk:
                 yield chunk

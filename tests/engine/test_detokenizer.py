@@ -43,11 +43,9 @@ def wordpiece() -> Tokenizer:
     return tokenizer
 
 
-def make(tokenizer: Tokenizer, hidden: Iterable[int] = ()) -> Detokenizer:
+def make(tokenizer: Tokenizer) -> Detokenizer:
     """A fresh detokenizer of `tokenizer`."""
-    return detokenizer_factory(
-        tokenizer, frozenset(hidden), lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
-    )()
+    return detokenizer_factory(tokenizer, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))()
 
 
 def text_of(detokenizer: Detokenizer, tokens: Iterable[int]) -> str:
@@ -72,10 +70,9 @@ def test_no_character_is_split(text: str) -> None:
     assert emitted == text
 
 
-def test_added_tokens_are_literal_and_hidden_ones_have_no_text() -> None:
-    """Markers come through as they are; control tokens vanish."""
+def test_added_tokens_are_literal() -> None:
+    """Markers come through as they are."""
     assert text_of(make(byte_level()), [256, 65, 257]) == "<think>A<|fin é|>"
-    assert text_of(make(byte_level(), hidden=[257]), [256, 65, 257]) == "<think>A"
 
 
 def test_an_id_beyond_the_vocabulary_has_no_text() -> None:

@@ -10,8 +10,17 @@ import psutil
 import pytest
 
 from lib_mlx.engine import engine
-from lib_mlx.errors import Cancelled, ContextLengthExceeded, InvalidArgument, LoadCancelled, ShuttingDown
-from lib_mlx.generation import GenerationRequest, Message, SamplingParams, Tool
+from lib_mlx.engine.event_stream import ThreadEventStream
+from lib_mlx.engine.output_parser import OutputFormat
+from lib_mlx.errors import (
+    Cancelled,
+    ContextLengthExceeded,
+    InvalidArgument,
+    LoadCancelled,
+    ShuttingDown,
+    UnsupportedFeature,
+)
+from lib_mlx.generation import Failed, GenerationRequest, Message, SamplingParams, Tool
 from lib_mlx.models.checkpoint import inspect
 from tests.checkpoints import SCRIPTS
 from tests.engine.conftest import Run
@@ -79,6 +88,44 @@ def test_tool_calls_of_each_family(crafted_family: Callable[[str], Path], family
     assert broken.text.endswith("Sorry!")
     assert unclosed.text.startswith("Checking. ")
     assert unclosed.text.endswith('{"name": "get_weather')
+
+
+def test_one_call_at_a_time_of_several_in_a_block(model: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one block of a model's syntax holds several calls, the first is kept."""
+    twice = OutputFormat(
+        model._format.transitions, "<tool_call>", "</tool_call>", lambda _text, _tools: [{"name": "a"}, {"name": "b"}]
+    )
+    monkeypatch.setattr(model, "_format", twice)
+    both = Run(model, "tool", tools=(WEATHER,)).wait()
+    one = Run(model, "tool", tools=(WEATHER,), parallel_tool_calls=False).wait()
+    assert ([name for name, _ in both.calls], [name for name, _ in one.calls]) == (["a", "b"], ["a"])
+
+
+def test_control_tokens_have_no_text(model: EngineModel) -> None:
+    """A control token that the model makes is not shown; markers and text are."""
+    turn = model._tokenizer.wrapper.convert_tokens_to_ids("<|im_start|>")
+    forced = SamplingParams(temperature=0, logit_bias=((turn, 1e3),))
+    assert turn in model._hidden
+    run = Run(model, "hello", sampling=forced, max_tokens=5).wait()
+    assert (run.text, run.end.usage.completion) == ("", 5)
+
+
+@pytest.mark.parametrize("family", ["qwen", "mistral", "gemma4", "qwen_open_think"])
+def test_markers_in_a_users_text_are_text(crafted_family: Callable[[str], Path], family: str) -> None:
+    """A user who writes about <think> does not turn the answer into reasoning."""
+    loaded = engine.load(inspect(crafted_family(family)))
+    try:
+        run = Run(loaded, "hello what does <think> mean?").wait()
+    finally:
+        loaded.unload()
+    assert "crafted model." in run.text
+
+
+def test_tools_for_a_model_that_has_none(model: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused, not ignored."""
+    monkeypatch.setattr(model._tokenizer.wrapper, "_tool_call_start", None)
+    with pytest.raises(UnsupportedFeature, match="tool calls"):
+        Run(model, "hello", tools=(WEATHER,))
 
 
 def test_one_call_at_a_time(model: EngineModel) -> None:
@@ -174,6 +221,37 @@ def test_penalties_and_biases_act(model: EngineModel) -> None:
     assert "A" in biased.wait().text
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=-1),
+        SamplingParams(temperature=float("nan")),
+        SamplingParams(top_p=1.5),
+        SamplingParams(min_p=-0.1),
+        SamplingParams(repetition_penalty=0),
+        SamplingParams(frequency_penalty=float("inf")),
+        SamplingParams(logit_bias=((1, float("nan")),)),
+    ],
+)
+def test_values_out_of_range_are_refused(model: EngineModel, sampling: SamplingParams) -> None:
+    """Whoever calls: numbers that would give garbage are refused by name."""
+    with pytest.raises(InvalidArgument):
+        Run(model, "hello", sampling=sampling)
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one_is_refused(model: EngineModel, limit: int) -> None:
+    """No answer at all cannot be asked for."""
+    with pytest.raises(InvalidArgument, match="max_tokens"):
+        Run(model, "hello", max_tokens=limit)
+
+
+def test_almost_no_temperature_is_greedy(model: EngineModel) -> None:
+    """1 / temperature must not overflow."""
+    run = Run(model, "hello", sampling=SamplingParams(temperature=1e-40)).wait()
+    assert run.text == SCRIPTS["hello"].text()
+
+
 def test_seeds(model: EngineModel) -> None:
     """The same seed gives the same tokens; without one, answers differ; scripts win by over 60 logits."""
 
@@ -246,9 +324,13 @@ def test_a_failing_model_fails_its_batch_and_the_engine_goes_on(
     def explode(*_: object) -> None:
         raise RuntimeError("the network is broken")
 
+    cancelled = Run(model, "loop")
+    cancelled.events += cancelled.stream.get()
     with monkeypatch.context() as patch:
         patch.setattr(type(model._scheduler._network), "__call__", explode)
+        cancelled.job.cancel(Cancelled("enough"))  # ends in the very step that fails
         assert Run(model, "hello").wait().failure.error.code == "internal"
+    assert cancelled.wait().failure.error.code == "cancelled"
     assert Run(model, "hello").wait().text == SCRIPTS["hello"].text()
 
 
@@ -259,6 +341,39 @@ def test_unload_ends_requests_and_frees_the_engine(crafted: Path) -> None:
     run.events += run.stream.get()
     loaded.unload()
     assert run.wait().failure.error.code == ShuttingDown.code
+
+
+def test_requests_that_race_an_unload_end(crafted: Path) -> None:
+    """A request submitted to a model that is gone ends with `shutting_down`; nothing hangs, nothing else is raised."""
+    loaded = engine.load(inspect(crafted))
+    prepared = loaded.prepare(GenerationRequest(messages=(Message("user", "hello"),)))
+    loaded.unload()
+    loaded.unload()
+    stream = ThreadEventStream()
+    loaded.submit(prepared, stream)
+    (failed,) = stream.get()
+    assert isinstance(failed, Failed)
+    assert failed.error.code == "shutting_down"
+    for call in (loaded.suspend, loaded.resume, lambda: Run(loaded, "hello")):
+        with pytest.raises(ShuttingDown):
+            call()
+
+
+def test_other_streams_go_on_while_a_model_loads(model: EngineModel, crafted: Path) -> None:
+    """A load is done in slices, between which running streams advance and cancellations are seen."""
+    run = Run(model, "loop")
+    run.events += run.stream.get()
+    made: list[int] = []
+
+    def slice_done(_fraction: float, _stage: str) -> None:
+        made.append(run.job.completion)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lib_mlx.models.loader._EVAL_BYTES", 1)
+        engine.load(inspect(crafted), progress=slice_done).unload()
+    model.cancel(run.job, Cancelled("enough"))
+    run.wait()
+    assert len(set(made)) > 5
 
 
 def test_loads_and_unloads_leave_no_thread_behind(crafted: Path) -> None:
@@ -279,6 +394,27 @@ def test_a_load_can_be_cancelled(crafted: Path) -> None:
     """A load that is told to stop raises and leaves nothing loaded."""
     with pytest.raises(LoadCancelled):
         engine.load(inspect(crafted), cancelled=lambda: True)
+
+
+def test_a_load_cancelled_at_any_stage_leaves_nothing(crafted: Path) -> None:
+    """However far it has come: no weights stay in memory and no lane with the worker."""
+    import mlx.core as mx
+
+    from lib_mlx.engine.worker import get_worker
+
+    stages: list[str] = []
+    engine.load(inspect(crafted), progress=lambda _fraction, stage: stages.append(stage)).unload()
+    before, lanes = mx.get_active_memory(), len(get_worker()._lanes)
+    for stage in dict.fromkeys(stages[:-1]):
+        reached = threading.Event()
+
+        def progress(_fraction: float, now: str, stage: str = stage, reached: threading.Event = reached) -> None:
+            if now == stage:
+                reached.set()
+
+        with pytest.raises(LoadCancelled):
+            engine.load(inspect(crafted), progress=progress, cancelled=reached.is_set)
+        assert (mx.get_active_memory(), len(get_worker()._lanes)) == (before, lanes), stage
 
 
 def test_progress_goes_from_zero_to_one(crafted: Path) -> None:

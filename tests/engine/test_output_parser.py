@@ -89,6 +89,25 @@ def test_any_order_of_markers_is_survived(pieces: list[str]) -> None:
     assert parse(pieces, stop=("STOP",)) == parse(["".join(pieces)], stop=("STOP",))
 
 
+def test_arguments_that_cannot_be_sent_as_they_are() -> None:
+    """A lone surrogate stays an escape; NaN is no JSON, so that call is text; so is one whose name is unsendable."""
+    lone, nan, unnamed = (
+        f'<tool_call>{{"name": "{name}", "arguments": {{"s": {value}}}}}</tool_call>'
+        for name, value in (("f", '"\\ud83d é"'), ("f", "NaN"), ("\\ud83d", "1"))
+    )
+    ((kind, call),) = parse([lone])
+    assert (kind, json.loads(call[1:])) == ("call", {"s": "\ud83d é"})
+    assert call.isascii()
+    assert parse([nan]) == [("text", nan)]
+    assert parse([unnamed]) == [("text", unnamed)]
+
+
+def test_a_held_stop_does_not_reach_over_reasoning() -> None:
+    """What may begin a stop sequence is shown before the reasoning that follows; the stop is not completed after."""
+    text = "abc ST<think>x</think>OP"
+    assert parse([text], stop=("STOP",)) == [("text", "abc ST"), ("reasoning", "x"), ("text", "OP")]
+
+
 def test_reasoning_opened_by_the_prompt() -> None:
     """Text that starts inside a reasoning block is reasoning until its end marker."""
     assert parse(["hm\n</think>\n\nSo."], opening=Opening.IN_REASONING) == [("reasoning", "hm"), ("text", "So.")]

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lib_mlx
+from lib_mlx.engine.worker import get_worker
 from lib_mlx.runtime import get_runtime
 from lib_mlx.server.http import MAX_BODY_BYTES
 
@@ -251,3 +252,91 @@ def test_a_stopped_server_leaves_no_thread_and_no_port(crafted: Path) -> None:
         eventually(lambda: threading.active_count() <= before)
         with model.start_server(port=server.port) as again:
             assert again.port == server.port
+
+
+def test_a_body_nested_too_deep(http: httpx2.Client) -> None:
+    """Nesting beyond what can be echoed is refused at once, streamed or not, and takes no slot for good."""
+    parameters: dict[str, Any] = {}
+    for _ in range(300):
+        parameters = {"properties": parameters}
+    tools = [{"type": "function", "name": "f", "parameters": parameters}]
+    for stream in (True, False):
+        answer = http.post("/v1/responses", json={"input": "hello", "tools": tools, "stream": stream})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    assert http.get("/health").json()["in_flight"] == 0
+
+
+def test_an_answer_that_cannot_be_rendered(
+    http: httpx2.Client, crafted_model: lib_mlx.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect in mid-stream is told to the client and frees the slot; the stream still ends with [DONE]."""
+
+    def broken(*_: object) -> None:
+        raise TypeError("boom")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lib_mlx.server.openai.chat.chat_usage", broken)
+        body = {**LOOP, "max_tokens": 3, "stream_options": {"include_usage": True}}
+        lines = http.post(CHAT, json=body).text.strip().split("\n\n")
+    assert '"code":"internal"' in lines[-2]
+    assert lines[-1] == "data: [DONE]"
+    eventually(lambda: scheduler_depth(crafted_model) == 0)
+    assert http.get("/health").json()["in_flight"] == 0
+
+
+def test_stopping_does_not_wait_for_a_busy_engine(crafted: Path) -> None:
+    """A stop ends its streams properly even while the engine thread is busy with another model."""
+    with lib_mlx.load_model(crafted) as model:
+        server = model.start_server()
+        with (
+            httpx2.Client(base_url=server.base_url, timeout=30) as http,
+            http.stream("POST", CHAT, json=LOOP) as answer,
+        ):
+            lines = answer.iter_lines()
+            next(lines)
+            busy = get_worker().submit(time.sleep, 4)
+            stopper = threading.Thread(target=server.stop)
+            stopper.start()
+            rest = [line for line in lines if line.startswith("data: ")]
+            stopper.join()
+        assert not busy.done()
+        assert rest[-1] == "data: [DONE]"
+        assert "shutting_down" in rest[-2]
+        busy.result()
+
+
+def test_requests_that_wait_to_be_tokenised_are_told_of_a_stop(crafted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They get a 503 in the dialect's shape, all of them."""
+    with lib_mlx.load_model(crafted) as model:
+        engine = get_runtime().engine(model._handle)
+        prepare, held = engine.prepare, threading.Event()
+
+        def slow(request: Any) -> Any:
+            held.wait(1)
+            return prepare(request)
+
+        monkeypatch.setattr(engine, "prepare", slow)
+        server = model.start_server()
+        with ThreadPoolExecutor(4) as pool:
+            answers = [pool.submit(httpx2.post, f"{server.base_url}{CHAT}", json=HELLO, timeout=30) for _ in range(4)]
+            eventually(lambda: httpx2.get(f"{server.base_url}/health").json()["in_flight"] == 4)
+            server.stop()
+            results = [(answer.result().status_code, answer.result().json()["error"]["code"]) for answer in answers]
+    assert results == [(503, "shutting_down")] * 4
+
+
+def test_a_comment_keeps_an_idle_stream_alive(
+    server: lib_mlx.Server, crafted_model: lib_mlx.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing comes from the model, comment lines do."""
+    monkeypatch.setattr("lib_mlx.server.sse.KEEP_ALIVE_S", 0.05)
+    engine = get_runtime().engine(crafted_model._handle)
+    engine.suspend()
+    try:
+        with (
+            httpx2.Client(base_url=server.base_url, timeout=30) as http,
+            http.stream("POST", CHAT, json=LOOP) as answer,
+        ):
+            assert next(line for line in answer.iter_lines() if line.startswith(":")) == ": keep-alive"
+    finally:
+        engine.resume()

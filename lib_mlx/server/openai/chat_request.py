@@ -45,6 +45,8 @@ class FunctionCall(WireModel):
 
     name: FunctionName
     arguments: str
+    parsed_arguments: Any = None
+    """Added by OpenAI's own client when it parses."""
 
 
 class HistoryToolCall(WireModel):
@@ -68,6 +70,8 @@ class ChatMessage(WireModel):
     reasoning: str | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
+    parsed: Any = None
+    """Added by OpenAI's own client when it parses."""
     audio: None = None
     function_call: None = None
 

@@ -27,7 +27,9 @@ async def chat_completions(request: Request) -> Response:
     session = await state.sessions.start(model, chat_request.to_generation(body))
     fold = chat.ChatFold(model.id, include_usage=body.include_usage)
     if body.stream:
-        return EventStreamResponse(session, chat.encode(fold.opening()), lambda events: chat.render(fold, events))
+        with session.closed_on_error():
+            head = chat.encode(fold.opening())
+        return EventStreamResponse(session, head, lambda events: chat.render(fold, events))
     for event in await collect(request, session):
         fold.add(event)
     return JsonResponse(fold.body())
@@ -42,7 +44,8 @@ async def create_response(request: Request) -> Response:
     sampling = session.sampling
     fold = responses.ResponsesFold(body, model.id, temperature=sampling.temperature, top_p=sampling.top_p)
     if body.stream:
-        head = responses.encode(fold.opening())
+        with session.closed_on_error():
+            head = responses.encode(fold.opening())
         return EventStreamResponse(session, head, lambda events: responses.render(fold, events))
     for event in await collect(request, session):
         if isinstance(event, Failed):  # before the answer has begun, an error has a status of its own

@@ -201,13 +201,16 @@ def _new_response(body: ResponsesRequest, model: str, temperature: float, top_p:
         "tool_choice": body.tool_choice or "auto",
         "truncation": "disabled",
         "parallel_tool_calls": body.parallel_tool_calls is not False,
-        "text": {"format": _form(body)},
+        "text": _text_options(body),
         "top_p": top_p,
         "presence_penalty": body.presence_penalty or 0.0,
         "frequency_penalty": body.frequency_penalty or 0.0,
         "top_logprobs": 0,
         "temperature": temperature,
-        "reasoning": {"effort": reasoning.effort if reasoning else None, "summary": None},
+        "reasoning": {
+            "effort": reasoning.effort if reasoning else None,
+            "summary": reasoning.summary if reasoning else None,
+        },
         "usage": None,
         "max_output_tokens": body.max_output_tokens,
         "max_tool_calls": None,
@@ -231,8 +234,9 @@ def _tool(tool: Any) -> dict[str, Any]:
     }
 
 
-def _form(body: ResponsesRequest) -> dict[str, Any]:
-    form = body.text.format if body.text and body.text.format else {"type": "text"}
-    if form["type"] != "json_schema":
-        return form
-    return {"description": None, "strict": True, **form}
+def _text_options(body: ResponsesRequest) -> dict[str, Any]:
+    form = (body.text.format if body.text else None) or {"type": "text"}
+    if form["type"] == "json_schema":
+        form = {"description": None, "strict": True, **form}
+    verbosity = body.text.verbosity if body.text else None
+    return {"format": form, "verbosity": verbosity} if verbosity else {"format": form}

@@ -34,6 +34,8 @@ class Part(WireModel):
     refusal: str | None = None
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
+    parsed: Any = None
+    """Added by OpenAI's own client when it parses."""
     detail: Any = None
     image_url: Any = None
     file_id: Any = None
@@ -59,6 +61,8 @@ class InputItem(WireModel):
     output: str | list[Part] | None = None
     summary: list[Part] | None = None
     encrypted_content: str | None = None
+    parsed_arguments: Any = None
+    """Added by OpenAI's own client when it parses."""
 
 
 class FunctionTool(WireModel):

@@ -130,6 +130,22 @@ def test_a_tool_conversation(client: openai.OpenAI) -> None:
     assert second.content == SCRIPTS["after"].text()
 
 
+def test_the_clients_own_objects_come_back(client: openai.OpenAI) -> None:
+    """What the client's stream and parse helpers return can be sent back as it is, with the fields they add."""
+    messages = user("think_tool")
+    with client.chat.completions.stream(model="crafted", messages=messages, tools=TOOLS) as stream:
+        message = stream.get_final_completion().choices[0].message
+    sent: Any
+    for sent in (message, message.model_dump(), message.to_dict()):
+        assert message.tool_calls
+        answer = client.chat.completions.create(
+            model="crafted",
+            messages=[*messages, sent, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "x"}],
+            tools=TOOLS,
+        )
+        assert answer.choices[0].message.content == SCRIPTS["after"].text()
+
+
 def test_stop_and_max_tokens(client: openai.OpenAI) -> None:
     """A stop sequence is not shown; a cut answer says `length`; both names of the limit work."""
     create = client.chat.completions.create
@@ -215,7 +231,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": ["a"] * 5}, "invalid_argument", "stop"),
     ({"stop": ""}, "invalid_argument", "stop.0"),
     ({"logit_bias": {"99999999": 1}}, "invalid_argument", "logit_bias"),
-    ({"logit_bias": {"5": 101}}, "invalid_argument", "logit_bias"),
+    ({"logit_bias": {"5": 101}}, "invalid_argument", "logit_bias.5"),
     ({"messages": []}, "invalid_argument", "messages"),
     ({"messages": [{"role": "alien", "content": "x"}]}, "invalid_argument", "messages.0.role"),
     ({"messages": [{"role": "user"}]}, "invalid_argument", "messages.0.content"),
@@ -227,6 +243,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "messages.0.content.0",
     ),
     ({"stream_options": {"include_usage": True}}, "invalid_argument", "stream_options"),
+    ({"topP": 1}, "invalid_argument", "topP"),
     ({"colour": "red"}, "invalid_argument", "colour"),
     ({"chat_template_kwargs": {"tokenize": False}}, "invalid_argument", "chat_template_kwargs.tokenize"),
     ({"messages": [{"role": "user", "content": "x " * 5000}]}, "context_length_exceeded", "messages"),

@@ -228,9 +228,16 @@ def test_a_tool_conversation(client: openai.OpenAI) -> None:
     assert [item.type for item in first.output] == ["reasoning", "message", "function_call"]
     call = first.output[-1]
     assert call.type == "function_call"
-    items += [item.model_dump(exclude_unset=True) for item in first.output]
-    items.append({"type": "function_call_output", "call_id": call.call_id, "output": "sunny"})
-    assert client.responses.create(model="crafted", input=items, tools=TOOLS).output_text == SCRIPTS["after"].text()
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+    sent: Any
+    for sent in (
+        [item.model_dump(exclude_unset=True) for item in first.output],
+        [item.model_dump() for item in first.output],
+        [item.to_dict() for item in first.output],
+        first.output,
+    ):
+        answer = client.responses.create(model="crafted", input=[*items, *sent, result], tools=TOOLS)
+        assert answer.output_text == SCRIPTS["after"].text()
 
 
 def test_max_output_tokens(client: openai.OpenAI) -> None:
