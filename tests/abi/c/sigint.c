@@ -5,6 +5,7 @@
 
 int main(int argc, char **argv)
 {
+    signal(SIGINT, SIG_DFL); /* a test run in the background has it ignored, and hands that down */
     if (argc > 1)
         start(load(argv[1]));
     else
