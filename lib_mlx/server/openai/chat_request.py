@@ -14,14 +14,13 @@ from lib_mlx.generation import GenerationRequest, Message, Role, Tool, ToolCall
 from lib_mlx.server.http import WireModel
 from lib_mlx.server.openai.common import (
     Bias,
+    CommonFields,
     FunctionName,
-    Penalty,
-    Probability,
     StopSequences,
-    Temperature,
     choose_tools,
     constraint,
     refuse,
+    refuse_common,
     refuse_unless,
     sampling,
     thinking,
@@ -115,44 +114,21 @@ class StreamOptions(WireModel):
     include_obfuscation: bool | None = None
 
 
-class ChatRequest(WireModel):
+class ChatRequest(CommonFields):
     """The whole body."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    model: str | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     stop: StopSequences | None = None
-    temperature: Temperature | None = None
-    top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
     logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Bias] | None = None
-    seed: int | None = None
     tools: list[ToolDefinition] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    thinking: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    # Fields that identify the caller or hint at caching: they change nothing here, as OpenAI documents them.
-    user: str | None = None
-    safety_identifier: str | None = None
-    metadata: dict[str, str] | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
     # Fields that are refused unless they ask for what happens anyway.
     n: int | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    store: bool | None = None
-    service_tier: str | None = None
     modalities: list[str] | None = None
     verbosity: str | None = None
     audio: Any = None
@@ -187,7 +163,7 @@ def to_generation(body: ChatRequest) -> GenerationRequest:
         tools=tools,
         tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        sampling=sampling(body),
+        sampling=sampling(body, body.logit_bias),
         stop=tuple(body.stop or ()),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         thinking=thinking(body.reasoning_effort, body.thinking),
@@ -197,11 +173,9 @@ def to_generation(body: ChatRequest) -> GenerationRequest:
 
 
 def _refuse_unsupported(body: ChatRequest) -> None:
+    refuse_common(body)
     refuse_unless("n", body.n, 1, why="one answer per request")
     refuse_unless("logprobs", body.logprobs, False, why="token probabilities are not reported")
-    refuse_unless("top_logprobs", body.top_logprobs, 0, why="token probabilities are not reported")
-    refuse_unless("store", body.store, False, why="completions are not stored")
-    refuse_unless("service_tier", body.service_tier, "auto", "default", why="there is one tier")
     refuse_unless("modalities", body.modalities, ["text"], why="this model writes text")
     refuse_unless("verbosity", body.verbosity, "medium", why="this model has no such control")
     if body.stream_options is not None and not body.stream:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.generation import Constraint, SamplingParams
+from lib_mlx.server.http import WireModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +32,42 @@ def _as_list(value: Any) -> Any:
 
 StopSequences = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4), BeforeValidator(_as_list)]
 """A string or up to four of them."""
+
+
+class CommonFields(WireModel):
+    """What both endpoints take, OpenAI's fields and ours."""
+
+    model: str | None = None
+    stream: bool | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Probability | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: int | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    thinking: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    # Fields that identify the caller or hint at caching: they change nothing here, as OpenAI documents them.
+    user: str | None = None
+    safety_identifier: str | None = None
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    # Fields that are refused unless they ask for what happens anyway.
+    store: bool | None = None
+    service_tier: str | None = None
+    top_logprobs: int | None = None
+
+
+def refuse_common(body: CommonFields) -> None:
+    """Refuse what neither endpoint honours."""
+    refuse_unless("store", body.store, False, why="answers are not stored")
+    refuse_unless("service_tier", body.service_tier, "auto", "default", why="there is one tier")
+    refuse_unless("top_logprobs", body.top_logprobs, 0, why="token probabilities are not reported")
 
 
 def new_id(prefix: str) -> str:
@@ -132,9 +169,8 @@ def _function_name(choice: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def sampling(body: Any) -> SamplingParams:
-    """Return the sampling options of a request body; fields a dialect lacks keep their defaults."""
-    bias: Mapping[str, float] = getattr(body, "logit_bias", None) or {}
+def sampling(body: CommonFields, bias: Mapping[str, float] | None = None) -> SamplingParams:
+    """Return the sampling options of a request body, with `bias` by token id where the endpoint has it."""
     return SamplingParams(
         temperature=body.temperature,
         top_p=body.top_p,
@@ -143,7 +179,7 @@ def sampling(body: Any) -> SamplingParams:
         repetition_penalty=body.repetition_penalty,
         presence_penalty=body.presence_penalty or 0.0,
         frequency_penalty=body.frequency_penalty or 0.0,
-        logit_bias=tuple((int(token), value) for token, value in bias.items()),
+        logit_bias=tuple((int(token), value) for token, value in (bias or {}).items()),
         seed=body.seed,
     )
 

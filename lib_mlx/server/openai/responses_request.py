@@ -13,13 +13,12 @@ from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import GenerationRequest, Message, Role, Tool, ToolCall
 from lib_mlx.server.http import WireModel
 from lib_mlx.server.openai.common import (
+    CommonFields,
     FunctionName,
-    Penalty,
-    Probability,
-    Temperature,
     choose_tools,
     constraint,
     refuse,
+    refuse_common,
     refuse_unless,
     sampling,
     thinking,
@@ -90,46 +89,23 @@ class ReasoningOptions(WireModel):
     generate_summary: str | None = None
 
 
-class ResponsesRequest(WireModel):
+class ResponsesRequest(CommonFields):
     """The whole body."""
 
     input: str | list[InputItem]
-    model: str | None = None
     instructions: str | None = None
-    stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Temperature | None = None
-    top_p: Probability | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: int | None = None
     tools: list[FunctionTool] | None = None
-    tool_choice: Any = None
-    parallel_tool_calls: bool | None = None
     reasoning: ReasoningOptions | None = None
-    thinking: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
     text: TextOptions | None = None
-    # Fields that identify the caller or hint at caching: echoed, without further effect.
-    metadata: dict[str, str] | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
     # Fields that are refused unless they ask for what happens anyway.
-    store: bool | None = None
     background: bool | None = None
     previous_response_id: str | None = None
     conversation: Any = None
     truncation: str | None = None
     include: list[str] | None = None
-    top_logprobs: int | None = None
     max_tool_calls: int | None = None
-    service_tier: str | None = None
     prompt: Any = None
     context_management: Any = None
 
@@ -164,13 +140,11 @@ def to_generation(body: ResponsesRequest) -> GenerationRequest:
 
 
 def _refuse_unsupported(body: ResponsesRequest) -> None:
-    refuse_unless("store", body.store, False, why="responses are not stored")
+    refuse_common(body)
     refuse_unless("background", body.background, False, why="responses are not stored")
     refuse_unless("previous_response_id", body.previous_response_id, why="responses are not stored")
     refuse_unless("truncation", body.truncation, "disabled", why="nothing is cut silently")
     refuse_unless("include", body.include, [], why="there is nothing further to include")
-    refuse_unless("top_logprobs", body.top_logprobs, 0, why="token probabilities are not reported")
-    refuse_unless("service_tier", body.service_tier, "auto", "default", why="there is one tier")
     refuse_unless(
         "stream_options", body.stream_options, {}, {"include_obfuscation": False}, why="nothing is obfuscated"
     )
