@@ -89,27 +89,10 @@ class EngineModel:
             ShuttingDown: the model is being unloaded.
         """
         self._refuse_if_closed()
-        if request.max_tokens is not None and request.max_tokens < 1:
-            raise InvalidArgument(f"max_tokens is {request.max_tokens}; it must be at least 1.", param="max_tokens")
-        if request.tools and not self._tokenizer.wrapper.has_tool_calling:
-            raise UnsupportedFeature(
-                "This model has no tool calls.", hint="Leave the tools out, or use another model.", param="tools"
-            )
+        self._refuse_impossible(request)
         thinking = self._thinking if request.thinking is None else request.thinking
         prompt = self._render(request, thinking=thinking)
-        room = self.context_length - len(prompt)
-        if room < 1:
-            raise ContextLengthExceeded(
-                f"The prompt has {len(prompt)} tokens; this model's context holds {self.context_length}, "
-                "with at least one for the completion.",
-                hint="Shorten the messages or the tools.",
-                param="messages",
-            )
-        if not prompt or not 0 <= min(prompt) <= max(prompt) < self.vocab_size:
-            raise CorruptModel(
-                "The chat template gave no token or one outside the model's vocabulary.",
-                hint="Tokenizer and weights do not fit together; fetch the model again.",
-            )
+        room = self._room_after(prompt)
         opening = self._opening(prompt, request, thinking=thinking)
         return PreparedRequest(
             prompt=prompt,
@@ -177,6 +160,31 @@ class EngineModel:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise _unloading()
+
+    def _refuse_impossible(self, request: GenerationRequest) -> None:
+        if request.max_tokens is not None and request.max_tokens < 1:
+            raise InvalidArgument(f"max_tokens is {request.max_tokens}; it must be at least 1.", param="max_tokens")
+        if request.tools and not self._tokenizer.wrapper.has_tool_calling:
+            raise UnsupportedFeature(
+                "This model has no tool calls.", hint="Leave the tools out, or use another model.", param="tools"
+            )
+
+    def _room_after(self, prompt: list[int]) -> int:
+        """Return how many tokens the context leaves for the completion; at least one, or the prompt is refused."""
+        room = self.context_length - len(prompt)
+        if room < 1:
+            raise ContextLengthExceeded(
+                f"The prompt has {len(prompt)} tokens; this model's context holds {self.context_length}, "
+                "with at least one for the completion.",
+                hint="Shorten the messages or the tools.",
+                param="messages",
+            )
+        if not prompt or not 0 <= min(prompt) <= max(prompt) < self.vocab_size:
+            raise CorruptModel(
+                "The chat template gave no token or one outside the model's vocabulary.",
+                hint="Tokenizer and weights do not fit together; fetch the model again.",
+            )
+        return room
 
     def _render(self, request: GenerationRequest, *, thinking: bool, generation_prompt: bool = True) -> list[int]:
         return render_prompt(
