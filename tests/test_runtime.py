@@ -65,12 +65,20 @@ def test_the_life_of_a_model(runtime: Runtime, crafted: Path) -> None:
             call(status.handle)
 
 
-def test_loading_without_waiting(runtime: Runtime, crafted: Path) -> None:
+def test_loading_without_waiting(runtime: Runtime, crafted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`wait: false` returns while loading; until it is ready nothing can be served."""
+    held, load = threading.Event(), engine.load
+
+    def slow(*arguments: Any, **options: Any) -> engine.EngineModel:
+        held.wait(10)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(engine, "load", slow)
     status = runtime.load(config(crafted, wait=False))
     assert status.model.status == "loading"
     with pytest.raises(ModelLoading):
         runtime.start_server(status.handle, ServerConfig())
+    held.set()
     assert wait_until_loaded(runtime, status.handle).model.status == "ready"
 
 
