@@ -62,12 +62,19 @@ class OutputParser:
         tools: list[dict[str, Any]] | None = None,
         opening: Opening = Opening.PLAIN,
     ) -> None:
-        machine = TextStateMachine({state: list(edges) for state, edges in output_format.transitions.items()} or None)
-        self._state = machine.make_state(REASONING if opening is Opening.IN_REASONING else ANSWER)
+        edges = {state: list(own) for state, own in output_format.transitions.items()}
+        self._machine = TextStateMachine(edges or None)
+        self._state = self._machine.make_state(REASONING if opening is Opening.IN_REASONING else ANSWER)
         self._format = output_format
         self._tools = tools
         self._stop = StopMatcher(stop)
         self._raw_call: list[str] = []  # the text of the tool call being read
+        self._before_call = ("", ANSWER)  # the white space and the state it began after
+        # A call inside reasoning may turn out to be none, and then the reasoning goes on: one character at a time,
+        # because what follows the call must not have been read as an answer yet.
+        self._marker_starts = frozenset(
+            marker[0] for marker, _ in edges.get(ANSWER, ()) if any(to == TOOL for _, to in edges.get(REASONING, ()))
+        )
         self._space = ""  # white space that is shown only if text follows it
         self._begun = False  # whether the block being read has shown text
         self._after_marker = opening is not Opening.PLAIN  # the white space around markers is layout, not content
@@ -87,14 +94,21 @@ class OutputParser:
     def feed(self, text: str) -> list[Delta]:
         """Return the events that became certain with `text`."""
         events: list[Delta] = []
-        if not text or self.stopped:
+        if self.stopped:
             return events
-        self._state, segments = TextStateMachine.split(self._state, text)
-        for index, (state, piece) in enumerate(segments):
-            self._take(state, piece, events)
-            if index + 1 < len(segments):
-                self._cross(state, segments[index + 1][0], events)
-        return events
+        for part in text if self._is_delicate(text) else [text]:
+            self._state, segments = TextStateMachine.split(self._state, part)
+            for index, (state, piece) in enumerate(segments):
+                self._take(state, piece, events)
+                if index + 1 < len(segments):
+                    self._cross(state, segments[index + 1][0], events)
+        return _joined(events)
+
+    def _is_delicate(self, text: str) -> bool:
+        """Whether `text` may lead into reasoning, or lies in it, in a format where calls may begin there."""
+        if not self._marker_starts:
+            return False
+        return self.state != ANSWER or bool(self._state[3]) or not self._marker_starts.isdisjoint(text)
 
     def finish(self) -> list[Delta]:
         """Return the events held back: the text is over, whatever state it is in."""
@@ -135,6 +149,8 @@ class OutputParser:
         """A marker was read: `state` ends, `target` begins."""
         if self.stopped or state == target == ANSWER:
             return
+        if target == TOOL:
+            self._before_call = (self._space, state)
         self._begun, self._space, self._after_marker = False, "", True
         if state == TOOL:
             self._end_call(self._format.tool_end, events)
@@ -146,7 +162,13 @@ class OutputParser:
         calls = self._parse(raw)
         if calls is None:  # never lost: what does not parse is text
             self._begun = True
-            self._show(f"{self._format.tool_start}{raw}{end}", events)
+            text = f"{self._format.tool_start}{raw}{end}"
+            space, before = self._before_call
+            if before == REASONING:
+                events.append(ReasoningDelta(space + text))
+                self._state = self._machine.make_state(REASONING)
+            else:
+                self._show(text, events)
             return
         for call in calls:
             events.append(ToolCallDelta(len(self.calls), call.id, call.name, call.arguments))
@@ -170,6 +192,20 @@ class OutputParser:
     def _emit(text: str, events: list[Delta]) -> None:
         if text:
             events.append(TextDelta(text))
+
+
+def _joined(events: list[Delta]) -> list[Delta]:
+    """Join neighbouring pieces of text of one kind."""
+    joined: list[Delta] = []
+    for event in events:
+        last = joined[-1] if joined else None
+        if isinstance(event, TextDelta) and isinstance(last, TextDelta):
+            joined[-1] = TextDelta(last.text + event.text)
+        elif isinstance(event, ReasoningDelta) and isinstance(last, ReasoningDelta):
+            joined[-1] = ReasoningDelta(last.text + event.text)
+        else:
+            joined.append(event)
+    return joined
 
 
 def _tool_call(parsed: Mapping[str, Any]) -> ToolCall:

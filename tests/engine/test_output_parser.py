@@ -57,6 +57,11 @@ CASES = [
     (f"{CALL}\n{CALL}\n", [PARIS, PARIS]),
     (f"<think>a</think>\nb {CALL}", [("reasoning", "a"), ("text", "b "), PARIS]),
     (f"<think>a {CALL} after", [("reasoning", "a"), PARIS, ("text", "after")]),
+    (
+        "<think>I could <tool_call> maybe </tool_call> or\n not.\n</think>\nFinal",
+        [("reasoning", "I could <tool_call> maybe </tool_call> or\n not."), ("text", "Final")],
+    ),
+    ("<think>I could <tool_call> may", [("reasoning", "I could <tool_call> may")]),
     (CALL.removesuffix("</tool_call>"), [PARIS]),
     ("<tool_call>{nope</tool_call>\nSorry", [("text", "<tool_call>{nope</tool_call>\nSorry")]),
     ('<tool_call>{"name": 1}</tool_call>', [("text", '<tool_call>{"name": 1}</tool_call>')]),
