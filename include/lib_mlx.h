@@ -66,7 +66,7 @@ extern "C" {
  *     lazy_encoders     bool (true): load image and audio encoders at their first use
  *     context_length    integer: upper bound in tokens of prompt plus completion; the model's own if not given
  *     cpu_weights       "auto" | "float32" | "quantized": on the CPU, dequantise weights to float32 (prefill
- *                       some 20 times faster, 8 times the memory of 4-bit weights) or keep them; "auto", the
+ *                       far faster, 8 times the memory of 4-bit weights) or keep them; "auto", the
  *                       default, dequantises if that takes less than half of the free memory
  *     wait              bool (true): false returns at once; poll lib_mlx_server_status() for progress
  *

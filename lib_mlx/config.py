@@ -51,8 +51,8 @@ class LoadConfig(_Config):
     context_length: Annotated[int, Field(ge=1)] | None = None
     """Upper bound in tokens of prompt plus completion; the model's own if not given."""
     cpu_weights: CpuWeights = "auto"
-    """Where MLX runs on the CPU: dequantise to float32, some 20 times faster but 8 times the size of 4-bit
-    weights; or keep quantised weights so. "auto" dequantises if that takes less than half of the free memory."""
+    """Where MLX runs on the CPU: dequantise to float32, far faster (docs/performance.md) but 8 times the size
+    of 4-bit weights; or keep quantised weights so. "auto" dequantises if that takes under half of the free memory."""
     wait: bool = True
     """False: return at once; poll `server_status` for `progress`."""
 

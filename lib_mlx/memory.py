@@ -27,7 +27,7 @@ def check_fits(need_bytes: int, what: str) -> None:
     Raises:
         InsufficientMemory: less than `need_bytes` is available, with both figures.
     """
-    available = int(psutil.virtual_memory().available)
+    available = available_bytes()
     if need_bytes > available:
         raise InsufficientMemory(
             f"{what} needs {need_bytes / 1e9:.2f} GB; {available / 1e9:.2f} GB are available.",
@@ -48,7 +48,7 @@ def release() -> None:
     mx.synchronize()
     mx.clear_cache()
     if sys.platform == "linux":
-        # glibc keeps freed pages: 241 MB stayed resident after an unload, 119 MB with this call. musl has none.
+        # glibc keeps freed pages resident unless it is told; musl has no such call.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

@@ -265,11 +265,11 @@ class Runtime:
             handle.abandoned = True  # a load that has not noticed yet frees what it loaded itself
             engine, handle.engine = handle.engine, None
             handle.error = handle.error or LoadCancelled("The model was unloaded.")
+        self._forget(handle)
         if engine is not None:
             engine.unload()
-        del engine
-        self._forget(handle)
-        get_worker().run(release)  # the tokenizer went with the last reference
+            del engine
+            get_worker().run(release)  # the tokenizer went with the last reference
         return UnloadReport(before, resident_bytes())
 
     def _unload_quietly(self, handle: _Handle, deadline_s: float) -> None:

@@ -70,7 +70,7 @@ def test_leaving_a_stream_cancels_it(model: lib_mlx.Model) -> None:
     next(events)
     events.close()  # type: ignore[attr-defined]
     assert model.generate("hello").text == SCRIPTS["hello"].text()
-    assert get_runtime().engine(model._handle)._scheduler.depth == 0
+    assert get_runtime().engine(model._handle)._scheduler._everyone() == []
 
 
 def test_stop_and_limits(model: lib_mlx.Model) -> None:

@@ -1,4 +1,4 @@
-"""An optimised BLAS for MLX's Linux CPU wheel, which calls netlib's reference BLAS, some 20 times slower.
+"""An optimised BLAS for MLX's Linux CPU wheel, which calls netlib's slow reference BLAS.
 
 numpy's wheels carry an OpenBLAS; native/blas.c redirects MLX's products of matrices to it. Never fatal: where
 something does not fit, MLX stays as it was shipped.

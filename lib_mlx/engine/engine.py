@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 
@@ -26,7 +26,7 @@ from lib_mlx.errors import (
     ShuttingDown,
     UnsupportedFeature,
 )
-from lib_mlx.models.chat_template import render_prompt, tool_json
+from lib_mlx.models.chat_template import generation_prompt, render_prompt, tool_json
 from lib_mlx.models.loader import check_cancelled, load_tokenizer, load_weights
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
+
+T = TypeVar("T")
 
 _PREFIX_BYTES = 2 << 30  # of KV kept of past requests, if the machine has ten times as much memory
 _UNKNOWN_CONTEXT = 8192  # tokens, for a checkpoint that states no context length
@@ -91,7 +93,7 @@ class EngineModel:
         self._refuse_if_closed()
         self._refuse_impossible(request)
         thinking = self._thinking if request.thinking is None else request.thinking
-        prompt = self._render(request, thinking=thinking)
+        prompt = self._render(render_prompt, request, thinking=thinking)
         room = self._room_after(prompt)
         opening = self._opening(prompt, request, thinking=thinking)
         return PreparedRequest(
@@ -186,14 +188,13 @@ class EngineModel:
             )
         return room
 
-    def _render(self, request: GenerationRequest, *, thinking: bool, generation_prompt: bool = True) -> list[int]:
-        return render_prompt(
+    def _render(self, render: Callable[..., T], request: GenerationRequest, *, thinking: bool) -> T:
+        return render(
             self._tokenizer,
             request.messages,
             request.tools,
             thinking=thinking,
             template_kwargs=request.template_kwargs,
-            generation_prompt=generation_prompt,
         )
 
     def _grammar(self, request: GenerationRequest, opening: Opening, *, thinking: bool) -> Grammar | None:
@@ -247,9 +248,8 @@ class EngineModel:
         wrapper = self._tokenizer.wrapper
         if not wrapper.has_thinking or max(wrapper.rfind_think_start(prompt), wrapper.rfind_think_end(prompt)) < 0:
             return Opening.PLAIN
-        messages = self._render(request, thinking=thinking, generation_prompt=False)
-        tail = prompt[len(messages) :] if prompt[: len(messages)] == messages else []
-        opened, closed = wrapper.rfind_think_start(tail), wrapper.rfind_think_end(tail)
+        tail = self._render(generation_prompt, request, thinking=thinking)
+        opened, closed = tail.rfind(wrapper.think_start), tail.rfind(wrapper.think_end)
         if max(opened, closed) < 0:
             return Opening.PLAIN
         return Opening.IN_REASONING if opened > closed else Opening.AFTER_REASONING
@@ -343,7 +343,7 @@ def _load_weights(
     blas_name = None
     if mx.default_device() == mx.cpu:
         # On the CPU, MLX compiles fused kernels by running g++ in a world-writable /tmp/mlx, through system(),
-        # which interrupts the host's system calls. Decoding SmolLM2 is as fast without (8.7 and 8.9 tokens/s).
+        # which interrupts the host's system calls.
         mx.disable_compile()
         blas_name = blas.bind()
 

@@ -1,6 +1,6 @@
 """One request under way: from tokens to events, with its own errors kept to itself.
 
-`cancel` may be called from any thread; all else belongs to the engine thread.
+`cancel` and `usage` may be called from any thread; all else belongs to the engine thread.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Job:
     def fail(self) -> Failed:
         """Return the terminal event of a request that was cancelled or failed."""
         self.done = True
-        return Failed(self.error or Internal("The request failed without a reason."), self._usage())
+        return Failed(self.error or Internal("The request failed without a reason."), self.usage())
 
     def sampler(self) -> Sampler:
         """Return the request's sampler; if it raises, the request fails and its neighbours do not."""
@@ -156,9 +156,10 @@ class Job:
         reason: FinishReason = "length" if ended == "length" and not parser.stopped else "stop"
         if parser.calls and reason == "stop":
             reason = "tool_calls"
-        return [*events, Finished(reason, self._usage(), self._timings())]
+        return [*events, Finished(reason, self.usage(), self._timings())]
 
-    def _usage(self) -> Usage:
+    def usage(self) -> Usage:
+        """Return the token counts so far. Any thread."""
         return Usage(len(self.request.prompt), self.cached, self.completion, self._reasoning)
 
     def _timings(self) -> Timings:

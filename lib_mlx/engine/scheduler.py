@@ -67,11 +67,6 @@ class Scheduler:
             return any(job.error for job in self._everyone())
         return bool(self._jobs or self._waiting)
 
-    @property
-    def depth(self) -> int:
-        """Requests under way, running and waiting."""
-        return len(self._jobs) + len(self._waiting)
-
     def add(self, job: Job) -> None:
         """Take `job` in, to be prefilled when its turn comes."""
         self._waiting.append(job)

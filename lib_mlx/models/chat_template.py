@@ -28,9 +28,8 @@ def render_prompt(
     *,
     thinking: bool,
     template_kwargs: Mapping[str, Any],
-    generation_prompt: bool = True,
 ) -> list[int]:
-    """Return the prompt's tokens, with the template's opening of the assistant's turn at its end if wanted.
+    """Return the prompt's tokens, with the template's opening of the assistant's turn at its end.
 
     Any thread; blocks while another thread uses the same tokenizer.
 
@@ -38,11 +37,7 @@ def render_prompt(
         UnsupportedFeature: the checkpoint has no chat template.
         InvalidArgument: the template refuses these messages, or a variable's name is reserved.
     """
-    wrapper = tokenizer.wrapper
-    if not wrapper.has_chat_template:
-        raise UnsupportedFeature(
-            "This model has no chat template.", hint="Use an instruction-tuned checkpoint.", param="messages"
-        )
+    variables = {**template_kwargs, "enable_thinking": thinking, "add_generation_prompt": True}
     if reserved := _RESERVED.intersection(template_kwargs):
         name = min(reserved)
         raise InvalidArgument(
@@ -50,23 +45,45 @@ def render_prompt(
             hint="Remove it.",
             param=f"chat_template_kwargs.{name}",
         )
+    return list(_apply(tokenizer, messages, tools, tokenize=True, **variables))
+
+
+def generation_prompt(
+    tokenizer: LoadedTokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    *,
+    thinking: bool,
+    template_kwargs: Mapping[str, Any],
+) -> str:
+    """Return what the template puts behind the last message to open the assistant's turn; "" if it is not apart.
+
+    Renders text only: tokenising is what costs. Arguments and errors are those of `render_prompt`.
+    """
+    variables = {**template_kwargs, "enable_thinking": thinking, "tokenize": False}
+    with_it, without = (
+        str(_apply(tokenizer, messages, tools, add_generation_prompt=wanted, **variables)) for wanted in (True, False)
+    )
+    return with_it[len(without) :] if with_it.startswith(without) else ""
+
+
+def _apply(tokenizer: LoadedTokenizer, messages: Sequence[Message], tools: Sequence[Tool], **variables: Any) -> Any:
+    wrapper = tokenizer.wrapper
+    if not wrapper.has_chat_template:
+        raise UnsupportedFeature(
+            "This model has no chat template.", hint="Use an instruction-tuned checkpoint.", param="messages"
+        )
     turns = to_template_messages(messages, (wrapper.think_start, wrapper.think_end))
+    offered = [tool_json(tool) for tool in tools] or None
     try:
         with tokenizer.lock:
-            tokens = wrapper.apply_chat_template(
-                turns,
-                tools=[tool_json(tool) for tool in tools] or None,
-                add_generation_prompt=generation_prompt,
-                enable_thinking=thinking,
-                **template_kwargs,
-            )
+            return wrapper.apply_chat_template(turns, tools=offered, **variables)
     except Exception as error:  # a template is a program of the checkpoint's author and raises what it likes
         raise InvalidArgument(
             f"The model's chat template refuses these messages: {error}.",
             hint="Check the roles and their order.",
             param="messages",
         ) from error
-    return list(tokens)
 
 
 def tool_json(tool: Tool) -> dict[str, Any]:

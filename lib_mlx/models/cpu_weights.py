@@ -1,7 +1,7 @@
 """How weights are kept where MLX runs on the CPU: in float32, if that fits.
 
-MLX multiplies quantised weights without BLAS there: prefill is some 20 times slower, decoding 3 times. Half
-precision is slower still, which is why it is widened even where quantised weights stay as they are.
+MLX multiplies quantised weights without BLAS there, which is many times slower (docs/performance.md). Half precision
+is slower still, which is why it is widened even where quantised weights stay as they are.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _dequantised(layer: Any) -> Module:
 
 
 def _unpacked(layer: Any, scales: mx.array, biases: mx.array) -> mx.array | None:
-    """Return the layer's weight in float32, made by our own C, 20 times faster; None where that cannot do it."""
+    """Return the layer's weight in float32, made by our own C, which is faster; None where that cannot do it."""
     library = cpu_library.load()
     if library is None or layer.bits not in {2, 4, 8}:
         return None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Sessions:
-    """The generations of one server. Belongs to its event loop, but for `close`."""
+    """The generations of one server. Belongs to its event loop."""
 
     def __init__(self, queue_limit: int) -> None:
         self._admission = Admission(queue_limit)
@@ -63,7 +63,7 @@ class Sessions:
         return session
 
     def close(self) -> None:
-        """Refuse new requests and end the running ones with `shutting_down`. Event loop only."""
+        """Refuse new requests and end the running ones with `shutting_down`."""
         self._closing = True
         for session in self._open:
             session.end(_stopping())
@@ -131,7 +131,7 @@ class Session:
     def end(self, error: LibMlxError) -> None:
         """Have the stream end with `Failed(error)` now, even if the engine is busy with something else."""
         self.cancel(error)
-        self._stream.push([Failed(error)])
+        self._stream.push([Failed(error, self._job.usage())])
 
     def close(self) -> None:
         """Give the slot free; a generation still running is cancelled. Idempotent."""

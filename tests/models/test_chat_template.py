@@ -8,7 +8,7 @@ import pytest
 
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.generation import Message, Tool, ToolCall
-from lib_mlx.models.chat_template import render_prompt, strip_reasoning, to_template_messages
+from lib_mlx.models.chat_template import generation_prompt, render_prompt, strip_reasoning, to_template_messages
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import LoadedTokenizer, load_tokenizer
 
@@ -56,6 +56,16 @@ def test_thinking_reaches_the_template(tokenizer: LoadedTokenizer) -> None:
     """With thinking off the template closes the block."""
     assert "</think>" in rendered(tokenizer, Message("user", "hello"), thinking=False)
     assert "</think>" not in rendered(tokenizer, Message("user", "hello"))
+
+
+def test_the_generation_prompt_is_what_the_template_adds(tokenizer: LoadedTokenizer) -> None:
+    """It is the end of the prompt and holds nothing a user wrote."""
+    messages = (Message("user", "hello <think>"),)
+    for thinking in (True, False):
+        tail = generation_prompt(tokenizer, messages, (), thinking=thinking, template_kwargs={})
+        assert rendered(tokenizer, *messages, thinking=thinking).endswith(tail)
+        assert tail.startswith("<|im_start|>assistant")
+        assert ("<think>" in tail) != thinking
 
 
 def test_earlier_reasoning_is_dropped() -> None:

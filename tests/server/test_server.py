@@ -29,7 +29,7 @@ CHAT = "/v1/chat/completions"
 
 def scheduler_depth(model: lib_mlx.Model) -> int:
     """Requests the engine is working on."""
-    return get_runtime().engine(model._handle)._scheduler.depth
+    return len(get_runtime().engine(model._handle)._scheduler._everyone())
 
 
 def eventually(condition: Any, timeout_s: float = 5.0) -> None:
