@@ -72,9 +72,8 @@ class OutputParser:
         self._before_call = ("", ANSWER)  # the white space and the state it began after
         # A call inside reasoning may turn out to be none, and then the reasoning goes on: one character at a time,
         # because what follows the call must not have been read as an answer yet.
-        self._marker_starts = frozenset(
-            marker[0] for marker, _ in edges.get(ANSWER, ()) if any(to == TOOL for _, to in edges.get(REASONING, ()))
-        )
+        calls_in_reasoning = any(target == TOOL for _, target in edges.get(REASONING, ()))
+        self._marker_starts = frozenset(marker[0] for own in edges.values() for marker, _ in own if calls_in_reasoning)
         self._space = ""  # white space that is shown only if text follows it
         self._begun = False  # whether the block being read has shown text
         self._after_marker = opening is not Opening.PLAIN  # the white space around markers is layout, not content
@@ -105,10 +104,9 @@ class OutputParser:
         return _joined(events)
 
     def _is_delicate(self, text: str) -> bool:
-        """Whether `text` may lead into reasoning, or lies in it, in a format where calls may begin there."""
-        if not self._marker_starts:
-            return False
-        return self.state != ANSWER or bool(self._state[3]) or not self._marker_starts.isdisjoint(text)
+        """Whether a marker may begin or end in `text`, in a format where calls may begin inside reasoning."""
+        held = self._state[3]
+        return bool(self._marker_starts) and (bool(held) or not self._marker_starts.isdisjoint(text))
 
     def finish(self) -> list[Delta]:
         """Return the events held back: the text is over, whatever state it is in."""
