@@ -35,7 +35,28 @@ class _Config(BaseModel):
     )
 
 
-class LoadConfig(_Config):
+class EngineConfig(_Config):
+    """How to run a model."""
+
+    thinking_enabled: bool = True
+    """Whether the chat template may open a reasoning block; a request can override it."""
+    context_length: Annotated[int, Field(ge=1)] | None = None
+    """Upper bound in tokens of prompt plus completion; the model's own if not given."""
+    cpu_weights: CpuWeights = "auto"
+    """Where MLX runs on the CPU: dequantise to float32, far faster (docs/performance.md) but 8 times the size
+    of 4-bit weights; or keep quantised weights so. "auto" dequantises if that takes under half of the free memory."""
+    kv_bits: Literal[4, 8] | None = None
+    """Keep keys and values of the cache in so many bits: less memory, some loss, and requests decode in turns."""
+    memory_limit_bytes: Annotated[int, Field(ge=1)] | None = None
+    """The most that weights and caches may take together; what the machine has free if not given."""
+    prefix_cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    """The most that is kept of past requests, whose beginnings need not be computed again; 0 keeps nothing. By
+    default 2 GiB or a tenth of the machine's memory, whichever is less."""
+    prefix_cache_path: Annotated[str, Field(min_length=1)] | None = None
+    """A directory that keeps it across restarts; written when the model is unloaded."""
+
+
+class LoadConfig(EngineConfig):
     """What to load and how (`lib_mlx_load_model`, `lib_mlx.load_model`)."""
 
     model_path: Annotated[str, Field(min_length=1)]
@@ -44,15 +65,8 @@ class LoadConfig(_Config):
     """The name clients use; the directory's name if not given."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face repository."""
-    thinking_enabled: bool = True
-    """Whether the chat template may open a reasoning block; a request can override it."""
     lazy_encoders: bool = True
     """Load image and audio encoders at their first use. Text models have none."""
-    context_length: Annotated[int, Field(ge=1)] | None = None
-    """Upper bound in tokens of prompt plus completion; the model's own if not given."""
-    cpu_weights: CpuWeights = "auto"
-    """Where MLX runs on the CPU: dequantise to float32, far faster (docs/performance.md) but 8 times the size
-    of 4-bit weights; or keep quantised weights so. "auto" dequantises if that takes under half of the free memory."""
     wait: bool = True
     """False: return at once; poll `server_status` for `progress`."""
 

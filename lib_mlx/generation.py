@@ -104,6 +104,10 @@ class GenerationRequest:
     """Whether the template may open a reasoning block; None: as the model was loaded."""
     constraint: Constraint | None = None
     """The form of the answer; not together with forced tool calls."""
+    logprobs: int | None = None
+    """Report each token of the answer with its log-probability and those of this many likeliest ones at its place."""
+    cache_salt: str = ""
+    """Prompts are reused only among requests with the same salt: others cannot learn from timing what was asked."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template."""
 
@@ -136,10 +140,30 @@ class ReasoningDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token that might have come, and how likely it was: the natural logarithm, after penalties and masks."""
+
+    token: int
+    bytes: bytes
+    """Its text; not always whole characters."""
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The token that came, and the likeliest ones at its place, most likely first."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """A piece of the answer."""
 
     text: str
+    tokens: tuple[SampledToken, ...] = ()
+    """The tokens that made it, if their log-probabilities were asked for; a token's text may be split over deltas."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,9 +207,7 @@ class Runtime:
 
         return engine.load(
             inspected,
-            context_length=config.context_length,
-            thinking=config.thinking_enabled,
-            cpu_weights=config.cpu_weights,
+            config,
             progress=lambda fraction, stage: self._progress(handle, done + (1 - done) * fraction, stage),
             cancelled=cancelled,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -138,11 +139,18 @@ def _decoder_kinds(decoder: Mapping[str, object] | None) -> list[Mapping[str, ob
     return list(parts) if isinstance(parts, list) else [decoder]
 
 
-def detokenizer_factory(tokenizer: Tokenizer, decode: Callable[[list[int]], str]) -> Callable[[], Detokenizer]:
-    """Return a maker of detokenizers for `tokenizer`.
+@dataclass(frozen=True)
+class TokenText:
+    """The text of one tokenizer's tokens. Any thread."""
 
-    `decode` decodes a whole sequence and is used only where tokens are not runs of bytes.
-    """
+    detokenizer: Callable[[], Detokenizer]
+    """Returns a new one, for one sequence."""
+    bytes_of: Callable[[int], bytes]
+    """Returns the text of one token by itself."""
+
+
+def token_text(tokenizer: Tokenizer, decode: Callable[[list[int]], str]) -> TokenText:
+    """Examine `tokenizer`; `decode` decodes a whole sequence and is used only where tokens are not runs of bytes."""
     state = tokenizer.decoder.__getstate__() if tokenizer.decoder is not None else b"null"
     kinds = _decoder_kinds(json.loads(state))
     names = {part["type"] for part in kinds}
@@ -153,5 +161,5 @@ def detokenizer_factory(tokenizer: Tokenizer, decode: Callable[[list[int]], str]
         strip = any(part["type"] == "Strip" or part.get("prepend_scheme") in {"always", "first"} for part in kinds)
         table = ByteTable(tokenizer.id_to_token, _byte_fallback, added=added, strip_first_space=strip)
     else:
-        return lambda: WindowDetokenizer(decode)
-    return lambda: ByteDetokenizer(table)
+        return TokenText(lambda: WindowDetokenizer(decode), lambda token: decode([token]).encode())
+    return TokenText(lambda: ByteDetokenizer(table), table.__getitem__)

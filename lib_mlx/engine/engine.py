@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 import mlx.core as mx
 
 from lib_mlx import memory
+from lib_mlx.config import EngineConfig
 from lib_mlx.engine import blas
-from lib_mlx.engine.detokenizer import detokenizer_factory
+from lib_mlx.engine.detokenizer import token_text
 from lib_mlx.engine.grammar import Gate, GrammarCompiler
 from lib_mlx.engine.job import Job, PreparedRequest
 from lib_mlx.engine.output_format import output_format
@@ -21,20 +22,20 @@ from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import (
     ContextLengthExceeded,
     CorruptModel,
+    InsufficientMemory,
     InvalidArgument,
     LibMlxError,
     ShuttingDown,
     UnsupportedFeature,
 )
-from lib_mlx.models.chat_template import generation_prompt, render_prompt, tool_json
+from lib_mlx.models.chat_template import generation_prompt, message_boundaries, render_prompt, tool_json
 from lib_mlx.models.loader import check_cancelled, load_tokenizer, load_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-    from lib_mlx.config import CpuWeights
     from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.engine.grammar import Grammar
     from lib_mlx.engine.output_parser import OutputFormat
@@ -60,11 +61,10 @@ class EngineModel:
         *,
         weights: Weights,
         blas_name: str | None,
-        context_length: int | None,
-        thinking: bool,
+        config: EngineConfig,
     ) -> None:
         own = checkpoint.context_length or _UNKNOWN_CONTEXT
-        self.context_length = min(own, context_length) if context_length else own
+        self.context_length = min(own, config.context_length) if config.context_length else own
         """The most tokens a prompt and its completion may have together."""
         self.vocab_size = weights.vocab_size
         self.device = weights.device
@@ -73,12 +73,13 @@ class EngineModel:
         """What was put in place of MLX's own BLAS; None if MLX runs as shipped."""
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
-        self._thinking = thinking
+        self._thinking = config.thinking_enabled
+        self._cuts_prompts = not weights.cache.sliceable
         self._scheduler = scheduler
         self._format = output_format(tokenizer.wrapper)
         self._grammars = GrammarCompiler(tokenizer, self._format, self.vocab_size)
         self._hidden = _control_tokens(tokenizer.wrapper, self._format)
-        self._new_detokenizer = detokenizer_factory(tokenizer.wrapper.backend_tokenizer, tokenizer.wrapper.decode)
+        self._text = token_text(tokenizer.wrapper.backend_tokenizer, tokenizer.wrapper.decode)
         self._closed = False  # written by the engine thread alone
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
@@ -105,24 +106,35 @@ class EngineModel:
             parallel_tool_calls=request.parallel_tool_calls,
             output_format=self._format if request.tools else self._format.without_tools(),
             opening=opening,
-            detokenizer=self._new_detokenizer(),
+            text=self._text,
             hidden=self._hidden,
             grammar=self._grammar(request, opening, thinking=thinking),
+            logprobs=request.logprobs,
+            cache_salt=request.cache_salt,
+            boundaries=self._boundaries(prompt, request, thinking=thinking),
         )
 
     def submit(self, request: PreparedRequest, stream: EventStream) -> Job:
         """Start generating; events arrive at `stream`. Returns at once with the job, to cancel it by."""
-        job = Job(request, stream)
+        return self.submit_choices(request, [stream])[0]
+
+    def submit_choices(self, request: PreparedRequest, streams: Sequence[EventStream]) -> list[Job]:
+        """Start generating as many answers as there are streams, whose prompt is processed once; likewise."""
+        leader = Job(request, streams[0])
+        others = [Job(request, stream, leader=leader, choice=at) for at, stream in enumerate(streams[1:], 1)]
+        leader.followed = bool(others)
+        jobs = [leader, *others]
 
         def add() -> None:
-            if self._closed:
-                job.cancel(_unloading())
-                _deliver([(stream, [job.fail()])])
-            else:
-                self._scheduler.add(job)
+            for job in jobs:
+                if self._closed:
+                    job.cancel(_unloading())
+                    _deliver([(job.stream, [job.fail()])])
+                else:
+                    self._scheduler.add(job)
 
         get_worker().post(add)
-        return job
+        return jobs
 
     def cancel(self, job: Job, error: LibMlxError) -> None:
         """End `job` with `Failed(error)` between two steps, whether it waits, prefills or decodes."""
@@ -166,6 +178,11 @@ class EngineModel:
     def _refuse_impossible(self, request: GenerationRequest) -> None:
         if request.max_tokens is not None and request.max_tokens < 1:
             raise InvalidArgument(f"max_tokens is {request.max_tokens}; it must be at least 1.", param="max_tokens")
+        if request.logprobs is not None and not 0 <= request.logprobs <= self.vocab_size:
+            raise InvalidArgument(
+                f"{request.logprobs} log-probabilities were asked for; the vocabulary has {self.vocab_size} tokens.",
+                param="top_logprobs",
+            )
         if request.tools and not self._tokenizer.wrapper.has_tool_calling:
             raise UnsupportedFeature(
                 "This model has no tool calls.", hint="Leave the tools out, or use another model.", param="tools"
@@ -191,6 +208,19 @@ class EngineModel:
     def _render(self, render: Callable[..., T], request: GenerationRequest, *, thinking: bool) -> T:
         return render(
             self._tokenizer,
+            request.messages,
+            request.tools,
+            thinking=thinking,
+            template_kwargs=request.template_kwargs,
+        )
+
+    def _boundaries(self, prompt: list[int], request: GenerationRequest, *, thinking: bool) -> tuple[int, ...]:
+        """Return where messages end in `prompt`, for a model whose caches must be kept as they are there."""
+        if not self._cuts_prompts:
+            return ()
+        return message_boundaries(
+            self._tokenizer,
+            prompt,
             request.messages,
             request.tools,
             thinking=thinking,
@@ -275,10 +305,8 @@ def _deliver(deliveries: list[tuple[EventStream, Batch]]) -> None:
 
 def load(
     checkpoint: Checkpoint,
+    config: EngineConfig = EngineConfig(),  # noqa: B008 - immutable
     *,
-    context_length: int | None = None,
-    thinking: bool = True,
-    cpu_weights: CpuWeights = "auto",
     progress: Callable[[float, str], None] = lambda _fraction, _stage: None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> EngineModel:
@@ -286,9 +314,7 @@ def load(
 
     Args:
         checkpoint: the directory, inspected.
-        context_length: upper bound in tokens; the checkpoint's own if None.
-        thinking: whether templates may open a reasoning block by default.
-        cpu_weights: how to keep the weights where MLX runs on the CPU; see `LoadConfig`.
+        config: how to run it.
         progress: told the fraction done (0 to 1) and the stage, from several threads.
         cancelled: asked every 64 MiB.
 
@@ -304,21 +330,20 @@ def load(
         checkpoint,
         lambda part: progress(_TOKENIZER_SHARE + (1 - 2 * _TOKENIZER_SHARE) * part, "weights"),
         cancelled,
-        cpu_weights,
+        config,
     )
     try:
         tokenizer = load_tokenizer(checkpoint)
         loaded, blas_name = weights.result()
         progress(1 - _TOKENIZER_SHARE, "tokenizer")
-        scheduler = worker.run(_new_scheduler, loaded, frozenset(tokenizer.wrapper.eos_token_ids))
+        scheduler = worker.run(_new_scheduler, loaded, frozenset(tokenizer.wrapper.eos_token_ids), config)
         model = EngineModel(
             checkpoint,
             tokenizer,
             scheduler,
             weights=loaded,
             blas_name=blas_name,
-            context_length=context_length,
-            thinking=thinking,
+            config=config,
         )
         check_cancelled(cancelled)
         worker.run(worker.add, scheduler)  # last: nothing refers to a load that did not succeed
@@ -338,7 +363,7 @@ def _load_weights(
     checkpoint: Checkpoint,
     progress: Callable[[float], None],
     cancelled: Callable[[], bool],
-    cpu_weights: CpuWeights,
+    config: EngineConfig,
 ) -> tuple[Weights, str | None]:
     blas_name = None
     if mx.default_device() == mx.cpu:
@@ -351,10 +376,23 @@ def _load_weights(
         get_worker().breathe()  # other models' streams go on meanwhile
         return cancelled()
 
-    return load_weights(checkpoint, progress, breathe, cpu_weights), blas_name
+    weights = load_weights(checkpoint, progress, breathe, config.cpu_weights, config.kv_bits)
+    if config.memory_limit_bytes is not None and weights.nbytes >= config.memory_limit_bytes:
+        raise InsufficientMemory(
+            f"The weights take {weights.nbytes / 1e9:.2f} GB, the limit is {config.memory_limit_bytes / 1e9:.2f} GB.",
+            hint="Raise memory_limit_bytes, set cpu_weights to 'quantized', or use a smaller model.",
+            param="memory_limit_bytes",
+        )
+    return weights, blas_name
 
 
-def _new_scheduler(weights: Weights, eos: frozenset[int]) -> Scheduler:
-    chunk = 64 if mx.default_device() == mx.cpu else 512  # tokens: some 0.1 s of work either way
-    prefix_bytes = min(_PREFIX_BYTES, memory.total_bytes() // 10)
-    return Scheduler(weights.network, eos, prefill_chunk=chunk, prefix_bytes=prefix_bytes)
+def _new_scheduler(weights: Weights, eos: frozenset[int], config: EngineConfig) -> Scheduler:
+    limit, prefix_bytes = config.memory_limit_bytes, config.prefix_cache_bytes
+    return Scheduler(
+        weights.network,
+        eos,
+        weights.cache,
+        prefill_chunk=64 if mx.default_device() == mx.cpu else 512,  # tokens: some 0.1 s of work either way
+        prefix_bytes=min(_PREFIX_BYTES, memory.total_bytes() // 10) if prefix_bytes is None else prefix_bytes,
+        kv_bytes=None if limit is None else limit - weights.nbytes,
+    )

@@ -47,6 +47,8 @@ class Grammar:
 
     matcher: LLMatcher
     gate: Gate
+    end_tokens: tuple[int, ...]
+    """Forbidden while reasoning goes before the text that is held to the grammar: it would never come."""
 
 
 class GrammarCompiler:
@@ -74,7 +76,7 @@ class GrammarCompiler:
         else:
             schema = constraint.value if constraint.kind == "json_schema" else {"type": "object"}
             text = LLMatcher.grammar_from_json_schema(json.dumps(schema), _JSON)
-        return Grammar(self._compile(text, constraint.param), gate)
+        return self._grammar(text, constraint.param, gate)
 
     def tool_calls(self, tools: Sequence[Tool], *, parallel: bool, forced: bool, gate: Gate) -> Grammar:
         """Compile the calls of `tools` in the model's own syntax.
@@ -102,7 +104,10 @@ class GrammarCompiler:
             *(_body_rule(number, tool, schemas[number]) for number, tool in enumerate(tools)),
         ]
         text = LLMatcher.grammar_from_lark("\n".join(rules))
-        return Grammar(self._compile(text, "tools"), gate if forced else Gate(trigger=start))
+        return self._grammar(text, "tools", gate if forced else Gate(trigger=start))
+
+    def _grammar(self, text: str, param: str, gate: Gate) -> Grammar:
+        return Grammar(self._compile(text, param), gate, tuple(sorted(self._tokenizer.wrapper.eos_token_ids)))
 
     def _arguments_schema(self, tool: Tool, param: str) -> dict[str, Any]:
         from llguidance import LLMatcher
@@ -170,27 +175,33 @@ def _body_rule(number: int, tool: Tool, schema: dict[str, Any]) -> str:
 class GrammarProcessor:
     """The logits processor of one request: masks what its grammar forbids. Engine thread only."""
 
-    def __init__(self, grammar: Grammar) -> None:
+    def __init__(self, grammar: Grammar, prompt_length: int) -> None:
         self._fresh = grammar.matcher
+        self._prompt_length = self._read = prompt_length
         self._gate = grammar.gate
+        self._end_tokens = grammar.end_tokens
         self._matcher = grammar.matcher.deep_copy()
         self._free = grammar.gate.opened or grammar.gate.trigger is not None
-        self._first = True
 
     def __call__(self, tokens: Any, logits: Any) -> Any:
-        """Take in the token made since the last call and mask the logits of the next one."""
+        """Take in the tokens made since the last call and mask the logits of the next one.
+
+        `tokens` are the prompt's and the answer's so far. Asking twice about the same token changes nothing.
+        """
         import mlx.core as mx
         import numpy as np
 
-        first, self._first = self._first, False
-        if not first:
-            self._consume(int(tokens[-1].item()))
+        for token in tokens[self._read :].tolist():
+            self._consume(token)
+        self._read = tokens.shape[0]
         if self._free:
+            if self._gate.trigger is None:
+                logits[:, list(self._end_tokens)] = -mx.inf
             return logits
         allowed = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8) > 0
         if self._matcher.is_error():
             raise RuntimeError(f"the grammar failed: {self._matcher.get_error()}")
-        if first and self._gate.open_token is not None:
+        if self._read == self._prompt_length and self._gate.open_token is not None:
             allowed = allowed.copy()
             allowed[self._gate.open_token] = True
         width = logits.shape[-1]

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from lib_mlx.engine.grammar import GrammarProcessor
+from lib_mlx.engine.logprobs import LogprobCollector
 from lib_mlx.engine.output_parser import REASONING, TOOL, OutputParser
 from lib_mlx.engine.sampling import GREEDY, make_processors, make_sampler
 from lib_mlx.errors import Internal, LibMlxError
-from lib_mlx.generation import Failed, Finished, FinishReason, GenerationEvent, Timings, ToolCallDelta, Usage
+from lib_mlx.generation import Delta, Failed, Finished, FinishReason, Timings, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lib_mlx.engine.detokenizer import Detokenizer
+    from lib_mlx.engine.detokenizer import TokenText
     from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.engine.grammar import Grammar
     from lib_mlx.engine.output_parser import Opening, OutputFormat
@@ -42,28 +43,48 @@ class PreparedRequest:
     parallel_tool_calls: bool
     output_format: OutputFormat
     opening: Opening
-    detokenizer: Detokenizer
+    text: TokenText
     hidden: frozenset[int] = frozenset()
     """Control tokens: they have no text, but inside a tool call, whose parser may need them."""
     grammar: Grammar | None = None
+    logprobs: int | None = None
+    cache_salt: str = ""
+    boundaries: tuple[int, ...] = ()
+    """Where the prompt's messages end, if its cache can be reused only as it was at such a place."""
 
 
 class Job:
-    """A `PreparedRequest` and how far it has come."""
+    """A `PreparedRequest` and how far it has come.
 
-    def __init__(self, request: PreparedRequest, stream: EventStream) -> None:
+    Args:
+        request: what to generate.
+        stream: where the events go.
+        leader: the job of the same request, if this is one of several answers to it: the prompt is processed once.
+        choice: this answer's number among them; its random numbers depend on it.
+    """
+
+    def __init__(
+        self, request: PreparedRequest, stream: EventStream, *, leader: Job | None = None, choice: int = 0
+    ) -> None:
         self.request = request
         self.stream = stream
+        self.leader = leader
+        self.followed = False
+        """Whether other jobs wait for this one's prompt."""
         self.error: LibMlxError | None = None
         self.done = False
         """Whether the terminal event has been made."""
         self.cached = 0
         """Prompt tokens that came from the prefix cache."""
-        self.completion = 0
-        """Tokens made so far."""
+        self.made: list[int] = []
+        """The tokens so far."""
         self._parser = OutputParser(
             request.output_format, stop=request.stop, tools=request.tools, opening=request.opening
         )
+        self._detokenizer = request.text.detokenizer()
+        self._logprobs = None if request.logprobs is None else LogprobCollector(request.logprobs, request.text.bytes_of)
+        self._sampling = replace(request.sampling, seed=(request.sampling.seed + choice) % (1 << 64))
+        self._grammar = GrammarProcessor(request.grammar, len(request.prompt)) if request.grammar else None
         self._reasoning = 0
         self._submitted = time.perf_counter()
         self._started: float | None = None
@@ -74,16 +95,33 @@ class Job:
         """Seconds since it was submitted."""
         return time.perf_counter() - self._submitted
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and of the answer so far."""
+        return len(self.request.prompt) + len(self.made)
+
+    @property
+    def completion(self) -> int:
+        """Tokens made so far."""
+        return len(self.made)
+
+    @property
+    def held_back(self) -> bool:
+        """Whether it waits for its leader to process the prompt they share."""
+        leader = self.leader
+        return leader is not None and not leader.made and not leader.done and leader.error is None
+
     def cancel(self, error: LibMlxError) -> None:
         """End the request at the next step with `Failed(error)`. Idempotent; no effect once it is done."""
         if self.error is None:
             self.error = error
 
-    def start(self) -> None:
-        """Its prompt's turn has come."""
-        self._started = time.perf_counter()
+    def start(self, cached: int) -> None:
+        """Its prompt's turn has come, with `cached` tokens known already. Again after an interruption: no news."""
+        if self._started is None:
+            self._started, self.cached = time.perf_counter(), cached
 
-    def advance(self, token: int, ended: str | None) -> Batch:
+    def advance(self, token: int, logprobs: mx.array, ended: str | None) -> Batch:
         """Take one token in and return the events it makes; `ended` is the generator's reason if it is the last.
 
         Never raises: what goes wrong with this request's text ends this request.
@@ -91,7 +129,7 @@ class Job:
         if self.error is not None:  # its sampler or a processor failed; it ends at the next step
             return []
         try:
-            return self._advance(token, ended)
+            return self._advance(token, logprobs, ended)
         except Exception as error:
             log.exception("the output of a request could not be processed")
             self.cancel(internal_error(error))
@@ -104,7 +142,7 @@ class Job:
 
     def sampler(self) -> Sampler:
         """Return the request's sampler; if it raises, the request fails and its neighbours do not."""
-        sample = make_sampler(self.request.sampling)
+        sample = make_sampler(self._sampling, len(self.made))
         if sample is GREEDY:  # shared by all greedy rows, so that a batch samples in one call
             return sample
         return lambda logprobs: self._guard(lambda: sample(logprobs), lambda: mx.argmax(logprobs, axis=-1))
@@ -115,10 +153,9 @@ class Job:
         def guarded(process: Processor) -> Processor:
             return lambda tokens, logits: self._guard(lambda: process(tokens, logits), lambda: logits)
 
-        request = self.request
-        processors = make_processors(request.sampling, len(request.prompt))
-        if request.grammar is not None:
-            processors.append(GrammarProcessor(request.grammar))
+        processors = make_processors(self._sampling, len(self.request.prompt))
+        if self._grammar is not None:
+            processors.append(self._grammar)
         return [guarded(process) for process in processors]
 
     def _guard(self, work: Callable[[], mx.array], otherwise: Callable[[], mx.array]) -> mx.array:
@@ -130,37 +167,40 @@ class Job:
             self.cancel(internal_error(error))
             return otherwise()
 
-    def _advance(self, token: int, ended: str | None) -> Batch:
+    def _advance(self, token: int, logprobs: mx.array, ended: str | None) -> Batch:
         if self._first_token is None:
             self._first_token = time.perf_counter()
-        parser, detokenizer = self._parser, self.request.detokenizer
+        parser = self._parser
         before = parser.state
-        self.completion += 1
-        events: list[GenerationEvent] = []
+        self.made.append(token)
+        deltas: list[Delta] = []
         hidden = token in self.request.hidden and before != TOOL
         if ended != "stop" and not hidden:  # the end token has no text
-            events += parser.feed(detokenizer.feed(token))
+            deltas += parser.feed(self._detokenizer.feed(token))
+            if self._logprobs is not None:
+                self._logprobs.take(token, logprobs, before, parser.state)
         if REASONING in (before, parser.state):
             self._reasoning += 1
         one_call_wanted = bool(parser.calls) and not self.request.parallel_tool_calls
         if ended is None and not parser.stopped and not one_call_wanted:
-            return events
-        if one_call_wanted:
-            events = _up_to_first_call(events)
-        else:
-            events += parser.feed(detokenizer.finish())
-            events += parser.finish()
-            if not self.request.parallel_tool_calls:
-                events = _up_to_first_call(events)
+            return [*self._with_logprobs(deltas)]
+        if not one_call_wanted:
+            deltas += parser.feed(self._detokenizer.finish())
+            deltas += parser.finish()
+        if not self.request.parallel_tool_calls:
+            deltas = _up_to_first_call(deltas)
         self.done = True
         reason: FinishReason = "length" if ended == "length" and not parser.stopped else "stop"
         if parser.calls and reason == "stop":
             reason = "tool_calls"
-        return [*events, Finished(reason, self.usage(), self._timings())]
+        return [*self._with_logprobs(deltas), Finished(reason, self.usage(), self._timings())]
+
+    def _with_logprobs(self, deltas: list[Delta]) -> list[Delta]:
+        return deltas if self._logprobs is None else self._logprobs.attach(deltas)
 
     def usage(self) -> Usage:
         """Return the token counts so far. Any thread."""
-        return Usage(len(self.request.prompt), self.cached, self.completion, self._reasoning)
+        return Usage(len(self.request.prompt), self.cached, len(self.made), self._reasoning)
 
     def _timings(self) -> Timings:
         now = time.perf_counter()
@@ -174,10 +214,10 @@ class Job:
         )
 
 
-def _up_to_first_call(events: Batch) -> Batch:
+def _up_to_first_call(deltas: list[Delta]) -> list[Delta]:
     """One block of a model's text can hold several calls."""
-    first = next((index for index, event in enumerate(events) if isinstance(event, ToolCallDelta)), len(events))
-    return events[: first + 1]
+    first = next((index for index, delta in enumerate(deltas) if isinstance(delta, ToolCallDelta)), len(deltas))
+    return deltas[: first + 1]
 
 
 def internal_error(error: Exception) -> LibMlxError:

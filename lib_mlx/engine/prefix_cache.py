@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    Tokens = NDArray[np.int32]
+    from lib_mlx.models.kv_cache import KVCache
 
-KVCache = list[Any]
-"""mlx-lm's prompt cache: one object per layer."""
+    Tokens = NDArray[np.int32]
 
 
 @dataclass(eq=False)
@@ -93,8 +92,14 @@ class PrefixCache:
         if can_trim_prompt_cache(cache):  # it serves every prefix of itself
             for shorter in list(_ancestors(node)):
                 self._drop(shorter)
-        while self.nbytes > self.max_bytes:
+        self.shrink(self.nbytes - self.max_bytes)
+
+    def shrink(self, nbytes: int) -> int:
+        """Drop entries of `nbytes` bytes or more in all, least recently used first; return how many bytes went."""
+        before = self.nbytes
+        while self._recent and before - self.nbytes < nbytes:
             self._drop(next(iter(self._recent)))
+        return before - self.nbytes
 
     def clear(self) -> None:
         """Drop everything."""

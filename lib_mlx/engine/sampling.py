@@ -26,6 +26,7 @@ Sampler = Callable[[mx.array], mx.array]
 Processor = Callable[[mx.array, mx.array], mx.array]
 
 _COLDEST = 1e-4  # below it the scaled logits overflow float32; the answer is the greedy one
+_STRIDE = 0x9E3779B97F4A7C15  # between the keys of neighbouring tokens; odd, and so without repetition
 _RANGES = (
     ("temperature", 0, 1000),
     ("top_p", 0, 1),
@@ -104,11 +105,11 @@ def _check_ranges(params: SamplingParams) -> None:
         raise InvalidArgument("logit_bias holds a value that is not finite.", param="logit_bias")
 
 
-def make_sampler(params: ResolvedSampling) -> Sampler:
-    """Return the sampler of one request; all greedy requests share one, so that a batch samples in one call.
+def make_sampler(params: ResolvedSampling, made: int = 0) -> Sampler:
+    """Return the sampler of one request that has `made` tokens already; all greedy requests share one.
 
-    The order of the filters is mlx-lm's. Random numbers come from a key of the request's own: what its
-    neighbours in the batch do cannot change its tokens.
+    The order of the filters is mlx-lm's. The random numbers of a token depend on the seed and its place alone: what
+    its neighbours in the batch do cannot change it, nor an interruption.
     """
     if params.temperature == 0 or params.top_k == 1 or params.top_p == 0:
         return GREEDY
@@ -120,14 +121,15 @@ def make_sampler(params: ResolvedSampling) -> Sampler:
     if params.top_k > 0:
         filters.append(lambda logprobs: apply_top_k(logprobs, params.top_k))
     scale = 1 / params.temperature
-    key = mx.random.key(params.seed)
+    place = made
 
     def sample(logprobs: mx.array) -> mx.array:
-        nonlocal key
+        nonlocal place
         for narrow in filters:
             logprobs = narrow(logprobs)
-        key, now = mx.random.split(key)
-        return mx.random.categorical(logprobs * scale, key=now)
+        key = mx.random.key((params.seed + _STRIDE * place) % (1 << 64))
+        place += 1
+        return mx.random.categorical(logprobs * scale, key=key)
 
     return sample
 

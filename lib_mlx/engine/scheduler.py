@@ -1,27 +1,33 @@
 """Continuous batching of one model's requests. Everything here runs on the engine thread.
 
-mlx-lm's `BatchGenerator` does one decode step for all rows, then at most one chunk of prefill, per call. What it
-is given, and when, is decided here: prompts share the chunk, short ones go first, and old ones are not left
-behind. A request that is cancelled leaves between two calls, wherever it stands; its work is kept.
+mlx-lm's `BatchGenerator` (or ours, where rows cannot be merged) does one decode step for all rows, then at most one
+chunk of prefill, per call. What it is given, and when, is decided here: prompts share the chunk, short ones go first,
+old ones are not left behind, and no more run than the memory holds. A request that is cancelled leaves between two
+calls, wherever it stands; its work is kept.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from lib_mlx.engine.job import Job, internal_error
+from lib_mlx.engine.kv_budget import KVBudget
 from lib_mlx.engine.prefix_cache import PrefixCache
+from lib_mlx.engine.serial import SerialGenerator
+from lib_mlx.errors import InsufficientMemory
+from lib_mlx.models.kv_cache import new_cache
 from lib_mlx.models.upstream import BatchGenerator, StopSequences
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from lib_mlx.engine.event_stream import Batch, EventStream
-    from lib_mlx.engine.prefix_cache import KVCache
     from lib_mlx.errors import LibMlxError
+    from lib_mlx.models.kv_cache import CacheKind, KVCache
 
 log = logging.getLogger(__name__)
 
@@ -35,24 +41,30 @@ class Scheduler:
     Args:
         network: mlx-lm's model.
         eos: end tokens.
+        cache: what its caches are like.
         max_rows: rows decoded together at most; the rest wait.
         prefill_chunk: prompt tokens per step, over all prompts: the bound on how long they delay running streams.
         prefix_bytes: bound on what is kept of past requests.
+        kv_bytes: bound on all caches, those of past requests included; None: as the machine's free memory allows.
     """
 
     def __init__(
         self,
         network: Any,
         eos: frozenset[int],
+        cache: CacheKind,
         *,
         max_rows: int = 32,
         prefill_chunk: int = 512,
         prefix_bytes: int = 0,
+        kv_bytes: int | None = None,
     ) -> None:
         self.suspended = False
         self.prefixes = PrefixCache(prefix_bytes)
         self._network = network
         self._eos = StopSequences([(token,) for token in sorted(eos)])
+        self._kind = cache
+        self._budget = KVBudget(cache.row, kv_bytes)
         self._max_rows = max_rows
         self._prefill_chunk = prefill_chunk
         self._waiting: list[Job] = []
@@ -100,82 +112,137 @@ class Scheduler:
         self._end_failed(out)
         if self.suspended:
             return
+        self._make_room()
         self._admit(out)
         if not self._jobs:
             return
         # The chunk is shared: neither does a long prompt hold up a short one, nor do many hold up the streams.
         self._batch.prefill_step_size = max(16, self._prefill_chunk // max(1, len(self._prefilling)))
-        _, responses = self._batch.next()
-        left_early = []
-        for response in responses:
-            job = self._jobs[response.uid]
-            self._prefilling.discard(response.uid)
-            if events := job.advance(response.token, response.finish_reason):
+        prompts, tokens = self._batch.next()
+        self._snapshot([row.uid for row in prompts if row.end_of_segment and not row.end_of_prompt])
+        left_early = {}
+        for row in tokens:
+            job = self._jobs[row.uid]
+            self._prefilling.discard(row.uid)
+            if events := job.advance(row.token, row.logprobs, row.finish_reason):
                 out.append((job.stream, events))
-            if response.finish_reason is not None:
-                self._remember(response.all_tokens, response.prompt_cache)
+            if row.finish_reason is not None:
+                self._remember(job, row.all_tokens, row.prompt_cache)
             elif job.done:
-                left_early.append(response.uid)
+                left_early[row.uid] = job
             if job.done:
-                del self._jobs[response.uid]
+                del self._jobs[row.uid]
         self._remove(left_early)
+
+    # Who runs
 
     def _admit(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Give the generator waiting prompts, the shortest first but for how long they have waited."""
-        while self._waiting and len(self._prefilling) < _PREFILLS and len(self._jobs) < self._max_rows:
-            credit = _AGEING * self._prefill_chunk
-            job = min(self._waiting, key=lambda job: len(job.request.prompt) - credit * job.age)
+        credit = _AGEING * self._prefill_chunk
+        while len(self._prefilling) < _PREFILLS and len(self._jobs) < self._max_rows:
+            ready = [job for job in self._waiting if not job.held_back]
+            if not ready:
+                return
+            job = min(ready, key=lambda job: job.length - credit * job.age)
+            if self._excess([job]) > 0:
+                if self._jobs:
+                    return  # until one of those that run has ended
+                job.cancel(self._too_long(job))
             self._waiting.remove(job)
             try:
-                self._insert(job)
+                if job.error is None:
+                    self._insert(job)
             except Exception as error:
                 log.exception("a request could not be started")
                 job.cancel(internal_error(error))
+            if job.error is not None and not job.done:
                 out.append(_failure(job))
 
+    def _make_room(self) -> None:
+        """Before the caches outgrow the memory, send the youngest row back to wait; the last one fails."""
+        while self._jobs and self._excess([]) > 0:
+            uid, job = max(self._jobs.items(), key=lambda item: -item[1].age)
+            if len(self._jobs) == 1:
+                job.cancel(self._too_long(job))
+                return
+            log.debug("memory is short: a request is interrupted after %d tokens", job.completion)
+            self._batch.remove([uid])
+            self._prefilling.discard(uid)
+            self._waiting.append(self._jobs.pop(uid))
+
+    def _excess(self, more: list[Job]) -> int:
+        """Return by how many bytes the rows that run and `more` would be too large, once what is kept is dropped."""
+        lengths = [job.length for job in self._jobs.values()]
+        held = self._budget.need(lengths) + self.prefixes.nbytes
+        wanted = self._budget.need([*lengths, *(job.length for job in more)]) + self.prefixes.nbytes
+        excess = self._budget.excess(wanted, held=held)
+        return excess - self.prefixes.shrink(excess) if excess > 0 else excess
+
+    def _too_long(self, job: Job) -> InsufficientMemory:
+        return InsufficientMemory(
+            f"The cache of {job.length} tokens needs {self._budget.need([job.length]) / 1e9:.3f} GB; "
+            "there is less memory for it.",
+            hint="Shorten the conversation, raise memory_limit_bytes, set kv_bits or close other programs.",
+        )
+
     def _insert(self, job: Job) -> None:
-        request = job.request
+        tokens = [*job.request.prompt, *job.made]
         sampler, processors = job.sampler(), job.processors()
-        cache, job.cached = self.prefixes.take(request.prompt)
-        (uid,) = self._batch.insert(
-            [request.prompt[job.cached :]],
-            max_tokens=[request.max_tokens],
-            caches=[cache],
-            all_tokens=[request.prompt[: job.cached]],
+        cache, cached = self.prefixes.take(tokens, job.request.cache_salt)
+        (uid,) = self._batch.insert_segments(
+            [_segments(tokens, cached, job.request.boundaries)],
+            max_tokens=[job.request.max_tokens - job.completion],
+            caches=[cache or new_cache(self._network, self._kind.bits)],
+            all_tokens=[tokens[:cached]],
             samplers=[sampler],
             logits_processors=[processors],
             stop_sequences=[self._eos],
         )
-        job.start()
+        job.start(cached)
         self._prefilling.add(uid)
         self._jobs[uid] = job
 
     def _end_failed(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Take out the requests that were cancelled or failed, and tell their streams."""
-        failed = [uid for uid, job in self._jobs.items() if job.error is not None]
-        jobs = [self._jobs.pop(uid) for uid in failed] + [job for job in self._waiting if job.error is not None]
+        failed = {uid: job for uid, job in self._jobs.items() if job.error is not None}
+        jobs = [*failed.values(), *(job for job in self._waiting if job.error is not None)]
         self._waiting = [job for job in self._waiting if job.error is None]
+        for uid in failed:
+            del self._jobs[uid]
         out += [_failure(job) for job in jobs]
         self._remove(failed)
 
-    def _remove(self, uids: Sequence[int]) -> None:
-        """Take rows out of the generator and keep what was computed for them."""
-        if not uids:
-            return
-        self._prefilling.difference_update(uids)
-        removed = self._batch.remove(uids, return_prompt_caches=not self.suspended)
-        for cache, tokens in removed.values():
-            self._remember(tokens, cache)
+    # What is kept
 
-    def _remember(self, tokens: Sequence[int] | None, cache: KVCache | None) -> None:
+    def _remove(self, rows: Mapping[int, Job]) -> None:
+        """Take rows out of the generator and keep what was computed for them."""
+        if not rows:
+            return
+        self._prefilling.difference_update(rows)
+        removed = self._batch.remove(list(rows), return_prompt_caches=not self.suspended)
+        for uid, (cache, tokens) in removed.items():
+            self._remember(rows[uid], tokens, cache)
+
+    def _snapshot(self, uids: Iterable[int]) -> None:
+        """Keep the caches of prompts that have come to the end of a message or, but for a token, of themselves.
+
+        Only where that is of use: the cache cannot be cut back to this place later, or others wait for the prompt.
+        """
+        wanted = [uid for uid in uids if self._jobs[uid].followed or not self._kind.sliceable]
+        for uid, (cache, tokens) in self._batch.extract_cache(wanted).items() if self.prefixes.max_bytes else ():
+            self._remember(self._jobs[uid], tokens, cache)
+
+    def _remember(self, job: Job, tokens: Sequence[int] | None, cache: KVCache | None) -> None:
         if tokens and cache and self.prefixes.max_bytes:
             mx.eval([layer.state for layer in cache])  # else it holds on to the whole batch it was cut from
-            self.prefixes.store(tokens, cache)
+            self.prefixes.store(tokens, cache, job.request.cache_salt)
 
     def _everyone(self) -> list[Job]:
         return [*self._jobs.values(), *self._waiting]
 
     def _new_batch(self) -> Any:
+        if not self._kind.batchable:
+            return SerialGenerator(self._network, self._prefill_chunk)
         return BatchGenerator(
             self._network,
             completion_batch_size=self._max_rows,
@@ -183,6 +250,12 @@ class Scheduler:
             prefill_step_size=self._prefill_chunk,
             stream=mx.default_stream(mx.default_device()),
         )
+
+
+def _segments(tokens: list[int], cached: int, boundaries: Iterable[int]) -> list[list[int]]:
+    """Return what is left of a prompt, cut at its boundaries."""
+    cuts = [cached, *(place for place in boundaries if cached < place < len(tokens)), len(tokens)]
+    return [tokens[begin:end] for begin, end in itertools.pairwise(cuts)]
 
 
 def _failure(job: Job) -> tuple[EventStream, Batch]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
@@ -65,6 +66,37 @@ def generation_prompt(
         str(_apply(tokenizer, messages, tools, add_generation_prompt=wanted, **variables)) for wanted in (True, False)
     )
     return with_it[len(without) :] if with_it.startswith(without) else ""
+
+
+def message_boundaries(
+    tokenizer: LoadedTokenizer,
+    prompt: Sequence[int],
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    *,
+    thinking: bool,
+    template_kwargs: Mapping[str, Any],
+) -> tuple[int, ...]:
+    """Return where in `prompt` other conversations and later turns part from it, ascending.
+
+    That is before the first user's text (after tools and instructions) and after the last message, before the
+    template opens the assistant's turn. Found by rendering variants and comparing tokens.
+    """
+    variables = {**template_kwargs, "enable_thinking": thinking, "tokenize": True}
+    turns = list(messages)
+    first = next((index for index, turn in enumerate(turns) if turn.role == "user"), None)
+    variants = [_apply(tokenizer, turns, tools, add_generation_prompt=False, **variables)]
+    if first is not None:
+        other = "b" if turns[first].content.lstrip().startswith("a") else "a"
+        turns[first] = replace(turns[first], content=other)
+        variants.append(_apply(tokenizer, turns, tools, add_generation_prompt=True, **variables))
+    ends = {_agreement(prompt, variant) for variant in variants}
+    return tuple(sorted(ends - {0, len(prompt)}))
+
+
+def _agreement(a: Sequence[int], b: Sequence[int]) -> int:
+    """Return how many items at the beginning of both are equal."""
+    return next((at for at, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
 
 
 def _apply(tokenizer: LoadedTokenizer, messages: Sequence[Message], tools: Sequence[Tool], **variables: Any) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from lib_mlx.config import CpuWeights
     from lib_mlx.models.checkpoint import Checkpoint
+    from lib_mlx.models.kv_cache import CacheKind
     from lib_mlx.status import Device, WeightKind
 
 _EVAL_BYTES = 64 << 20  # weights read between two looks at the cancel flag
@@ -34,6 +35,9 @@ class Weights:
     """The width of the logits: any token id must be below it."""
     device: Device
     kind: WeightKind
+    cache: CacheKind
+    nbytes: int
+    """What they take in memory."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +53,19 @@ def load_weights(
     progress: Callable[[float], None],
     cancelled: Callable[[], bool],
     cpu_weights: CpuWeights = "auto",
+    kv_bits: int | None = None,
 ) -> Weights:
-    """Map the weights and evaluate them, then run one token to find the width of the logits. Engine thread only.
+    """Map the weights and evaluate them, then run one token to see what comes out. Engine thread only.
 
     Args:
         checkpoint: the directory, inspected.
         progress: told the fraction of the weights that is in memory.
         cancelled: asked between slices of about 64 MiB.
         cpu_weights: how to keep the weights where MLX runs on the CPU; see `LoadConfig`.
+        kv_bits: quantise the cache's keys and values to so many bits.
 
     Raises:
+        UnsupportedFeature: the cache cannot be quantised.
         LoadCancelled: `cancelled` said so.
         UnsupportedModel: mlx-lm does not know the architecture.
         CorruptModel: the weights do not fit the architecture.
@@ -78,7 +85,8 @@ def load_weights(
         if device == "cpu":
             done = prepare_for_cpu(network, cpu_weights, progress, lambda: check_cancelled(cancelled))
         _evaluate(network, lambda part: progress(max(done, part)), cancelled)
-        return Weights(network, _logits_width(network), device, weight_kind(network))
+        width, cache = _first_token(network, kv_bits)
+        return Weights(network, width, device, weight_kind(network), cache, _nbytes(network))
     except LibMlxError:
         raise
     except Exception as error:
@@ -119,15 +127,31 @@ def _evaluate(network: Module, progress: Callable[[float], None], cancelled: Cal
             progress(done / total)
 
 
-def _logits_width(network: Module) -> int:
-    """Run one token: it also compiles kernels and touches every weight before the first request waits for it."""
+def _nbytes(network: Module) -> int:
+    from mlx.utils import tree_flatten
+
+    parameters: Any = tree_flatten(network.parameters())  # type: ignore[no-untyped-call]
+    return sum(array.nbytes for _, array in parameters)
+
+
+def _first_token(network: Module, kv_bits: int | None) -> tuple[int, CacheKind]:
+    """Run one token and return the width of the logits and what the cache is like.
+
+    It also compiles kernels and touches every weight before the first request waits for that.
+    """
     import mlx.core as mx
 
-    from lib_mlx.models.upstream import make_prompt_cache
+    from lib_mlx.models.kv_cache import cache_kind, cannot_quantise, new_cache
 
-    logits = network(mx.array([[0]]), cache=make_prompt_cache(network))
+    cache = new_cache(network, kv_bits)
+    try:
+        logits = network(mx.array([[0]]), cache=cache)
+    except ValueError as error:
+        if kv_bits is None:
+            raise
+        raise cannot_quantise(kv_bits) from error
     mx.eval(logits)
-    return int(logits.shape[-1])
+    return int(logits.shape[-1]), cache_kind(cache, kv_bits)
 
 
 def check_cancelled(cancelled: Callable[[], bool]) -> None:

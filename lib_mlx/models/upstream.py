@@ -39,7 +39,14 @@ def _unchanged_host() -> Iterator[None]:
 
 with _unchanged_host():
     from mlx_lm.generate import BatchGenerator, StopSequences, TextStateMachine
-    from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+    from mlx_lm.models.cache import (
+        TokenBuffer,
+        can_trim_prompt_cache,
+        load_prompt_cache,
+        make_prompt_cache,
+        save_prompt_cache,
+        trim_prompt_cache,
+    )
     from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
     from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
     from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, greedy_sampler
@@ -60,6 +67,7 @@ __all__ = [
     "BatchGenerator",
     "StopSequences",
     "TextStateMachine",
+    "TokenBuffer",
     "TokenizerWrapper",
     "apply_min_p",
     "apply_top_k",
@@ -67,7 +75,9 @@ __all__ = [
     "can_trim_prompt_cache",
     "greedy_sampler",
     "load_model",
+    "load_prompt_cache",
     "load_tokenizer",
     "make_prompt_cache",
+    "save_prompt_cache",
     "trim_prompt_cache",
 ]

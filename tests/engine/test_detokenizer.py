@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from lib_mlx.engine.detokenizer import byte_level_table, detokenizer_factory
+from lib_mlx.engine.detokenizer import byte_level_table, token_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +45,7 @@ def wordpiece() -> Tokenizer:
 
 def make(tokenizer: Tokenizer) -> Detokenizer:
     """A fresh detokenizer of `tokenizer`."""
-    return detokenizer_factory(tokenizer, lambda ids: tokenizer.decode(ids, skip_special_tokens=False))()
+    return token_text(tokenizer, lambda ids: tokenizer.decode(ids, skip_special_tokens=False)).detokenizer()
 
 
 def text_of(detokenizer: Detokenizer, tokens: Iterable[int]) -> str:

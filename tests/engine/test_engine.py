@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lib_mlx.config import EngineConfig
 from lib_mlx.engine import engine
 from lib_mlx.engine.output_parser import OutputFormat
 from lib_mlx.errors import (
@@ -160,7 +161,7 @@ def test_cut_inside_reasoning_and_inside_a_call(model: EngineModel) -> None:
 
 def test_the_context_bounds_an_answer_without_max_tokens(crafted: Path) -> None:
     """Prompt and completion together never exceed the context."""
-    loaded = engine.load(inspect(crafted), context_length=64)
+    loaded = engine.load(inspect(crafted), EngineConfig(context_length=64))
     try:
         usage = Run(loaded, "loop").wait().end.usage
     finally:
