@@ -106,7 +106,7 @@ LIB_MLX_API char *lib_mlx_stop_server(int64_t handle);
  *          "model": {"status", "model_id", "model_path", "progress", "stage", "error",
  *                    "context_length", "device", "weights", "blas"},
  *          "server": {"status", "host", "port", "base_url", "model_id"}}
- *     model.status   "loading" | "ready" | "suspended" | "unloading" | "failed"
+ *     model.status   "loading" | "ready" | "suspended" | "stalled" | "unloading" | "failed"
  *     model.progress 0 to 1, meaningful while loading; model.stage says what is being done
  *     model.error    null, or the error object of a failed load
  *     model.device   "cpu" | "gpu"; this and the rest are null until the model is loaded

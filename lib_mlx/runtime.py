@@ -1,7 +1,7 @@
 """Handles, the life of models and servers: the one way in for every host (C, Python, the command line).
 
 ```
-loading ──► ready ⇄ suspended        stopped ──► starting ──► running ──► stopping ──► stopped
+loading ──► ready ⇄ suspended, stalled        stopped ──► starting ──► running ──► stopping ──► stopped
    │          └──► unloading ──► gone
    └──► failed ──► gone
 ```
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lib_mlx.config import LoadConfig, ServerConfig
     from lib_mlx.engine.engine import EngineModel
     from lib_mlx.server.listener import Listener
+    from lib_mlx.status import ModelState
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class Runtime:
         self._handles: dict[int, _Handle] = {}
         self._next = 1
         self._listeners: list[Callable[[int, Status | None], None]] = []
+        get_worker().watchdog.subscribe(self._set_stalled)
 
     def subscribe(self, listener: Callable[[int, Status | None], None]) -> None:
         """Have `listener(handle, status)` called at every change; None when the handle is gone.
@@ -292,10 +294,22 @@ class Runtime:
         engine, handle = self.engine(number), self._find(number)
         engine.suspend() if suspended else engine.resume()
         with handle.lock:
-            if handle.model.status in {"ready", "suspended"}:
+            if handle.model.status in {"ready", "suspended", "stalled"}:
                 handle.model = replace(handle.model, status="suspended" if suspended else "ready")
         self._publish(handle)
         return handle.status()
+
+    def _set_stalled(self, stalled: bool) -> None:
+        """All models share the engine thread: they stand still together."""
+        with self._lock:
+            handles = list(self._handles.values())
+        states: tuple[ModelState, ModelState] = ("ready", "stalled")
+        before, after = states if stalled else states[::-1]
+        for handle in handles:
+            with handle.lock:
+                if handle.model.status == before:
+                    handle.model = replace(handle.model, status=after)
+            self._publish(handle)
 
     def _set_server(self, handle: _Handle, server: ServerStatus) -> None:
         with handle.lock:

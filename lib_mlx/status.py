@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from lib_mlx.errors import ErrorObject
 
-ModelState = Literal["loading", "ready", "suspended", "unloading", "failed"]
+ModelState = Literal["loading", "ready", "suspended", "stalled", "unloading", "failed"]
 Device = Literal["cpu", "gpu"]
 WeightKind = Literal["float32", "float16", "bfloat16", "quantized"]
 ServerState = Literal["stopped", "starting", "running", "stopping"]
@@ -16,7 +16,7 @@ ServerState = Literal["stopped", "starting", "running", "stopping"]
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A model's state. `progress` goes from 0 to 1 while `stage` names what a load is doing.
+    """A model's state; it is stalled while the engine has been busy with one step for a minute or more. `progress` goes from 0 to 1 while `stage` names what a load is doing.
 
     `device` is where a loaded model runs, `weights` how they are kept there, and `blas` the library that was put
     in place of MLX's own on the CPU.

@@ -82,6 +82,11 @@ class EngineModel:
         self._text = token_text(tokenizer.wrapper.backend_tokenizer, tokenizer.wrapper.decode)
         self._closed = False  # written by the engine thread alone
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the engine has been at one step for a minute or more; all models share it."""
+        return get_worker().watchdog.stalled
+
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Check `request` against this model and tokenise it. Takes CPU time: not for an event loop.
 

@@ -16,12 +16,15 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from lib_mlx.engine.watchdog import Watchdog
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lib_mlx.engine.event_stream import Batch, EventStream, Outlet
 
 T = TypeVar("T")
+_STALLED_S = 60.0  # a chunk of prompt of a large model on a slow CPU takes some ten seconds
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +47,7 @@ class Worker:
         self._lanes: list[Lane] = []
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self.watchdog = Watchdog(_STALLED_S)
 
     def submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
         """Run `work(*args)` on the engine thread, soon; the future has its result or error."""
@@ -97,6 +101,7 @@ class Worker:
 
     def breathe(self) -> None:
         """Between two slices of a long command: run what waits, and one step of every lane. Engine thread only."""
+        self.watchdog.progress()
         self._drain(block=False)
         self._step()
 
@@ -105,11 +110,13 @@ class Worker:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._main, name="lib_mlx-engine", daemon=True)
                 self._thread.start()
+                self.watchdog.start()
 
     def _main(self) -> None:
         while True:
             self._drain(block=not any(lane.busy for lane in self._lanes))
             self._step()
+            self.watchdog.progress()
 
     def _step(self) -> None:
         outbox: dict[Outlet, list[tuple[EventStream, Batch]]] = {}
@@ -123,15 +130,20 @@ class Worker:
     def _drain(self, *, block: bool) -> None:
         """Run the commands that are waiting; with `block`, wait for the first."""
         while True:
+            if block:
+                self.watchdog.rest()
             try:
                 command = self._inbox.get(block=block)
             except queue.Empty:
                 return
-            block = False
+            if block:
+                self.watchdog.work()
+                block = False
             try:
                 command()
             except Exception:
                 log.exception("a command failed on the engine thread")
+            self.watchdog.progress()
             del command  # what it refers to may be a model that is to be freed
 
 

@@ -46,15 +46,18 @@ def create_app(state: ServerState) -> Starlette:
 
 
 async def health(request: Request) -> Response:
-    """`GET /health`: 200 once the server can answer."""
+    """`GET /health`: 200 once the server can answer, 503 while the engine has been at one step for too long."""
     state: ServerState = request.app.state.server
+    models = state.registry.entries()
+    stalled = any(entry.engine.stalled for entry in models)
     return JsonResponse(
         {
-            "status": "ok",
-            "models": [entry.id for entry in state.registry.entries()],
+            "status": "stalled" if stalled else "ok",
+            "models": [entry.id for entry in models],
             "in_flight": state.sessions.in_flight,
             "uptime_s": round(time.monotonic() - state.started, 3),
-        }
+        },
+        503 if stalled else 200,
     )
 
 
