@@ -68,13 +68,19 @@ extern "C" {
  *     cpu_weights       "auto" | "float32" | "quantized": on the CPU, dequantise weights to float32 (prefill
  *                       far faster, 8 times the memory of 4-bit weights) or keep them; "auto", the
  *                       default, dequantises if that takes less than half of the free memory
+ *     kv_bits           4 | 8: keep keys and values of the cache in so many bits: less memory, some loss, and
+ *                       requests are decoded in turns instead of together
+ *     memory_limit_bytes  integer: the most that weights and caches may take; what is free if not given
+ *     prefix_cache_bytes  integer: the most that is kept of past requests; 0 keeps nothing. By default 2 GiB or a
+ *                       tenth of the machine's memory, whichever is less
+ *     prefix_cache_path   string: a directory that keeps it across restarts
  *     wait              bool (true): false returns at once; poll lib_mlx_server_status() for progress
  *
  * Keys may also be written in camelCase. An unknown key is an error that names it.
  * Answer: {"ok": true, "handle": 1, "status": "ready" | "loading" | "failed", "model_id": "..."}; handles are
  * positive and never used twice. Only without waiting can it be "failed": the handle's status then says why.
- * Errors: invalid_json, invalid_argument, model_not_found, unsupported_model, corrupt_model,
- *         insufficient_memory, load_cancelled, and those of Python below.
+ * Errors: invalid_json, invalid_argument, model_not_found, unsupported_model, unsupported_feature,
+ *         corrupt_model, insufficient_memory, load_cancelled, and those of Python below.
  * Blocks: until the model is ready, or not on the model at all with "wait": false. */
 LIB_MLX_API char *lib_mlx_load_model(const char *config_json);
 

@@ -16,10 +16,10 @@ ServerState = Literal["stopped", "starting", "running", "stopping"]
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A model's state; it is stalled while the engine has been busy with one step for a minute or more. `progress` goes from 0 to 1 while `stage` names what a load is doing.
+    """A model's state; `stalled` while the engine has been busy with one step for a minute or more.
 
-    `device` is where a loaded model runs, `weights` how they are kept there, and `blas` the library that was put
-    in place of MLX's own on the CPU.
+    `progress` goes from 0 to 1 while `stage` names what a load is doing. `device` is where a loaded model runs,
+    `weights` how they are kept there, and `blas` the library that was put in place of MLX's own on the CPU.
     """
 
     status: ModelState

@@ -37,7 +37,7 @@ def test_camel_case_aliases() -> None:
     [
         ({}, "model_path", "required"),
         ({"model_path": "m", "modelpth": 1}, "modelpth", "Unknown key 'modelpth'. Did you mean 'model_path'?"),
-        ({"model_path": "m", "zzz": 1}, "zzz", "Known keys: model_path"),
+        ({"model_path": "m", "zzz": 1}, "zzz", "Known keys: thinking_enabled"),
         ({"model_path": 5}, "model_path", "valid string"),
         ({"modelPath": 5}, "modelPath", "valid string"),
         ({"model_path": ""}, "model_path", "at least 1"),

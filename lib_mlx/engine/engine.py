@@ -4,46 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from lib_mlx import memory
 from lib_mlx.config import EngineConfig
 from lib_mlx.engine import blas
-from lib_mlx.engine.detokenizer import token_text
-from lib_mlx.engine.grammar import Gate, GrammarCompiler
-from lib_mlx.engine.job import Job, PreparedRequest
-from lib_mlx.engine.output_format import output_format
-from lib_mlx.engine.output_parser import Opening
-from lib_mlx.engine.sampling import resolve_sampling
+from lib_mlx.engine.job import Job
+from lib_mlx.engine.preparation import RequestPreparer
 from lib_mlx.engine.scheduler import Scheduler
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import (
-    ContextLengthExceeded,
-    CorruptModel,
-    InsufficientMemory,
-    InvalidArgument,
-    LibMlxError,
-    ShuttingDown,
-    UnsupportedFeature,
-)
-from lib_mlx.models.chat_template import generation_prompt, message_boundaries, render_prompt, tool_json
+from lib_mlx.errors import InsufficientMemory, LibMlxError, ShuttingDown
 from lib_mlx.models.loader import check_cancelled, load_tokenizer, load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
-
     from lib_mlx.engine.event_stream import Batch, EventStream
-    from lib_mlx.engine.grammar import Grammar
-    from lib_mlx.engine.output_parser import OutputFormat
+    from lib_mlx.engine.job import PreparedRequest
+    from lib_mlx.engine.prefix_store import PrefixStore
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
-
-T = TypeVar("T")
 
 _PREFIX_BYTES = 2 << 30  # of KV kept of past requests, if the machine has ten times as much memory
 _UNKNOWN_CONTEXT = 8192  # tokens, for a checkpoint that states no context length
@@ -62,6 +45,7 @@ class EngineModel:
         weights: Weights,
         blas_name: str | None,
         config: EngineConfig,
+        store: PrefixStore | None = None,
     ) -> None:
         own = checkpoint.context_length or _UNKNOWN_CONTEXT
         self.context_length = min(own, config.context_length) if config.context_length else own
@@ -71,15 +55,17 @@ class EngineModel:
         self.weights = weights.kind
         self.blas = blas_name
         """What was put in place of MLX's own BLAS; None if MLX runs as shipped."""
-        self._checkpoint = checkpoint
         self._tokenizer = tokenizer
-        self._thinking = config.thinking_enabled
-        self._cuts_prompts = not weights.cache.sliceable
+        self._preparer = RequestPreparer(
+            checkpoint,
+            tokenizer,
+            vocab_size=self.vocab_size,
+            context_length=self.context_length,
+            thinking=config.thinking_enabled,
+            cuts_prompts=not weights.cache.sliceable,
+        )
         self._scheduler = scheduler
-        self._format = output_format(tokenizer.wrapper)
-        self._grammars = GrammarCompiler(tokenizer, self._format, self.vocab_size)
-        self._hidden = _control_tokens(tokenizer.wrapper, self._format)
-        self._text = token_text(tokenizer.wrapper.backend_tokenizer, tokenizer.wrapper.decode)
+        self._store = store
         self._closed = False  # written by the engine thread alone
 
     @property
@@ -97,27 +83,7 @@ class EngineModel:
             ShuttingDown: the model is being unloaded.
         """
         self._refuse_if_closed()
-        self._refuse_impossible(request)
-        thinking = self._thinking if request.thinking is None else request.thinking
-        prompt = self._render(render_prompt, request, thinking=thinking)
-        room = self._room_after(prompt)
-        opening = self._opening(prompt, request, thinking=thinking)
-        return PreparedRequest(
-            prompt=prompt,
-            max_tokens=min(request.max_tokens or room, room),
-            sampling=resolve_sampling(request.sampling, self._checkpoint.generation_config, self.vocab_size),
-            stop=request.stop,
-            tools=[tool_json(tool) for tool in request.tools] or None,
-            parallel_tool_calls=request.parallel_tool_calls,
-            output_format=self._format if request.tools else self._format.without_tools(),
-            opening=opening,
-            text=self._text,
-            hidden=self._hidden,
-            grammar=self._grammar(request, opening, thinking=thinking),
-            logprobs=request.logprobs,
-            cache_salt=request.cache_salt,
-            boundaries=self._boundaries(prompt, request, thinking=thinking),
-        )
+        return self._preparer.prepare(request)
 
     def submit(self, request: PreparedRequest, stream: EventStream) -> Job:
         """Start generating; events arrive at `stream`. Returns at once with the job, to cancel it by."""
@@ -169,6 +135,8 @@ class EngineModel:
         get_worker().discard(self._scheduler)
         self._scheduler.fail_all(_unloading())
         _deliver(self._scheduler.step())
+        if self._store is not None:
+            self._store.save(self._scheduler.prefixes)
         self._scheduler.close()
         memory.release()
 
@@ -179,123 +147,6 @@ class EngineModel:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise _unloading()
-
-    def _refuse_impossible(self, request: GenerationRequest) -> None:
-        if request.max_tokens is not None and request.max_tokens < 1:
-            raise InvalidArgument(f"max_tokens is {request.max_tokens}; it must be at least 1.", param="max_tokens")
-        if request.logprobs is not None and not 0 <= request.logprobs <= self.vocab_size:
-            raise InvalidArgument(
-                f"{request.logprobs} log-probabilities were asked for; the vocabulary has {self.vocab_size} tokens.",
-                param="top_logprobs",
-            )
-        if request.tools and not self._tokenizer.wrapper.has_tool_calling:
-            raise UnsupportedFeature(
-                "This model has no tool calls.", hint="Leave the tools out, or use another model.", param="tools"
-            )
-
-    def _room_after(self, prompt: list[int]) -> int:
-        """Return how many tokens the context leaves for the completion; at least one, or the prompt is refused."""
-        room = self.context_length - len(prompt)
-        if room < 1:
-            raise ContextLengthExceeded(
-                f"The prompt has {len(prompt)} tokens; this model's context holds {self.context_length}, "
-                "with at least one for the completion.",
-                hint="Shorten the messages or the tools.",
-                param="messages",
-            )
-        if not prompt or not 0 <= min(prompt) <= max(prompt) < self.vocab_size:
-            raise CorruptModel(
-                "The chat template gave no token or one outside the model's vocabulary.",
-                hint="Tokenizer and weights do not fit together; fetch the model again.",
-            )
-        return room
-
-    def _render(self, render: Callable[..., T], request: GenerationRequest, *, thinking: bool) -> T:
-        return render(
-            self._tokenizer,
-            request.messages,
-            request.tools,
-            thinking=thinking,
-            template_kwargs=request.template_kwargs,
-        )
-
-    def _boundaries(self, prompt: list[int], request: GenerationRequest, *, thinking: bool) -> tuple[int, ...]:
-        """Return where messages end in `prompt`, for a model whose caches must be kept as they are there."""
-        if not self._cuts_prompts:
-            return ()
-        return message_boundaries(
-            self._tokenizer,
-            prompt,
-            request.messages,
-            request.tools,
-            thinking=thinking,
-            template_kwargs=request.template_kwargs,
-        )
-
-    def _grammar(self, request: GenerationRequest, opening: Opening, *, thinking: bool) -> Grammar | None:
-        """Compile what the answer is held to, if anything."""
-        forced = request.tool_choice != "auto"
-        if request.constraint is not None:
-            if request.tools:
-                raise UnsupportedFeature(
-                    "A form of the answer and tools cannot be promised together.",
-                    hint="Ask for one of them.",
-                    param=request.constraint.param,
-                )
-            return self._grammars.constraint(request.constraint, self._gate(opening, thinking=thinking))
-        if not forced and not any(tool.strict for tool in request.tools):
-            return None
-        tools = [tool for tool in request.tools if request.tool_choice in {"auto", "required", tool.name}]
-        if not tools:
-            raise InvalidArgument(
-                f"tool_choice {request.tool_choice!r} needs such a tool.",
-                hint="Name one of the tools.",
-                param="tool_choice",
-            )
-        gate = self._gate(opening, thinking=thinking)
-        return self._grammars.tool_calls(tools, parallel=request.parallel_tool_calls, forced=forced, gate=gate)
-
-    def _gate(self, opening: Opening, *, thinking: bool) -> Gate:
-        """Tell when a grammar begins to bind: reasoning stays free."""
-        wrapper = self._tokenizer.wrapper
-        if not wrapper.has_thinking or opening is Opening.AFTER_REASONING:
-            return Gate()
-        single = len(wrapper.think_start_tokens) == len(wrapper.think_end_tokens) == 1
-        if opening is Opening.IN_REASONING and not single:
-            raise UnsupportedFeature(
-                "This model's answers cannot be held to a form while it reasons.",
-                hint="Turn reasoning off.",
-                param="thinking",
-            )
-        if not single or (opening is Opening.PLAIN and not thinking):
-            return Gate()
-        return Gate(
-            open_token=wrapper.think_start_tokens[0],
-            close_token=wrapper.think_end_tokens[0],
-            opened=opening is Opening.IN_REASONING,
-        )
-
-    def _opening(self, prompt: list[int], request: GenerationRequest, *, thinking: bool) -> Opening:
-        """Tell where the model's text begins: templates may end with a reasoning block, opened or closed again.
-
-        Only what the template itself puts behind the last message counts; a user may write the same markers.
-        """
-        wrapper = self._tokenizer.wrapper
-        if not wrapper.has_thinking or max(wrapper.rfind_think_start(prompt), wrapper.rfind_think_end(prompt)) < 0:
-            return Opening.PLAIN
-        tail = self._render(generation_prompt, request, thinking=thinking)
-        opened, closed = tail.rfind(wrapper.think_start), tail.rfind(wrapper.think_end)
-        if max(opened, closed) < 0:
-            return Opening.PLAIN
-        return Opening.IN_REASONING if opened > closed else Opening.AFTER_REASONING
-
-
-def _control_tokens(wrapper: TokenizerWrapper, output_format: OutputFormat) -> frozenset[int]:
-    """Return the special tokens that are not text: all but those that the output parser looks for."""
-    markers = "".join(marker for edges in output_format.transitions.values() for marker, _ in edges)
-    added = wrapper.backend_tokenizer.get_added_tokens_decoder()
-    special = {index for index, token in added.items() if token.special} | set(wrapper.all_special_ids)
-    return frozenset(index for index in special if index not in added or added[index].content not in markers)
 
 
 def _unloading() -> ShuttingDown:
@@ -325,6 +176,8 @@ def load(
 
     Raises:
         InsufficientMemory, LoadCancelled, CorruptModel, UnsupportedModel: see `lib_mlx.errors`.
+        UnsupportedFeature: `kv_bits` with a model whose cache cannot be quantised.
+        InvalidArgument: `prefix_cache_path` cannot be written.
     """
     worker = get_worker()
     check_cancelled(cancelled)
@@ -341,7 +194,8 @@ def load(
         tokenizer = load_tokenizer(checkpoint)
         loaded, blas_name = weights.result()
         progress(1 - _TOKENIZER_SHARE, "tokenizer")
-        scheduler = worker.run(_new_scheduler, loaded, frozenset(tokenizer.wrapper.eos_token_ids), config)
+        store = _open_store(checkpoint, loaded, config)
+        scheduler = worker.run(_new_scheduler, loaded, frozenset(tokenizer.wrapper.eos_token_ids), config, store)
         model = EngineModel(
             checkpoint,
             tokenizer,
@@ -349,6 +203,7 @@ def load(
             weights=loaded,
             blas_name=blas_name,
             config=config,
+            store=store,
         )
         check_cancelled(cancelled)
         worker.run(worker.add, scheduler)  # last: nothing refers to a load that did not succeed
@@ -391,9 +246,17 @@ def _load_weights(
     return weights, blas_name
 
 
-def _new_scheduler(weights: Weights, eos: frozenset[int], config: EngineConfig) -> Scheduler:
+def _open_store(checkpoint: Checkpoint, weights: Weights, config: EngineConfig) -> PrefixStore | None:
+    if config.prefix_cache_path is None:
+        return None
+    from lib_mlx.engine.prefix_store import open_store
+
+    return open_store(config.prefix_cache_path, checkpoint, weights.kind, weights.device, config.kv_bits)
+
+
+def _new_scheduler(weights: Weights, eos: frozenset[int], config: EngineConfig, store: PrefixStore | None) -> Scheduler:
     limit, prefix_bytes = config.memory_limit_bytes, config.prefix_cache_bytes
-    return Scheduler(
+    scheduler = Scheduler(
         weights.network,
         eos,
         weights.cache,
@@ -401,3 +264,6 @@ def _new_scheduler(weights: Weights, eos: frozenset[int], config: EngineConfig) 
         prefix_bytes=min(_PREFIX_BYTES, memory.total_bytes() // 10) if prefix_bytes is None else prefix_bytes,
         kv_bytes=None if limit is None else limit - weights.nbytes,
     )
+    if store is not None:
+        store.load(scheduler.prefixes)
+    return scheduler

@@ -18,7 +18,7 @@ import numpy as np
 from lib_mlx.models.upstream import can_trim_prompt_cache, trim_prompt_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -38,6 +38,17 @@ class _Node:
     """Tokens from the root."""
     cache: KVCache | None = None
     nbytes: int = 0
+    check: Callable[[], bool] | None = None
+    """Whether `cache` is sound, to be asked before its first use."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is stored for one token sequence."""
+
+    tokens: Tokens
+    salt: str
+    cache: KVCache
 
 
 class PrefixCache:
@@ -67,6 +78,10 @@ class PrefixCache:
         if found is None or found.cache is None or usable <= 0:
             self.misses += 1
             return None, 0
+        if found.check is not None and not found.check():
+            self._drop(found)
+            return self.take(tokens, salt)
+        found.check = None
         self.hits += 1
         self._recent.move_to_end(found)
         cache = copy.deepcopy(found.cache)
@@ -74,8 +89,13 @@ class PrefixCache:
             trim_prompt_cache(cache, found.depth - usable)
         return cache, usable
 
-    def store(self, tokens: Sequence[int], cache: KVCache, salt: str = "") -> None:
-        """Keep `cache`, which holds exactly `tokens`. Entries it makes superfluous are dropped."""
+    def store(
+        self, tokens: Sequence[int], cache: KVCache, salt: str = "", check: Callable[[], bool] | None = None
+    ) -> None:
+        """Keep `cache`, which holds exactly `tokens`. Entries it makes superfluous are dropped.
+
+        `check` is asked before the first use; if it says no, the entry is dropped.
+        """
         nbytes = sum(layer.nbytes for layer in cache)
         if not len(tokens) or nbytes > self.max_bytes:
             return
@@ -86,7 +106,7 @@ class PrefixCache:
             return
         node = self._insert(root, held)
         self._forget(node)
-        node.cache, node.nbytes = cache, nbytes
+        node.cache, node.nbytes, node.check = cache, nbytes, check
         self._recent[node] = None
         self.nbytes += nbytes
         if can_trim_prompt_cache(cache):  # it serves every prefix of itself
@@ -100,6 +120,17 @@ class PrefixCache:
         while self._recent and before - self.nbytes < nbytes:
             self._drop(next(iter(self._recent)))
         return before - self.nbytes
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield what is stored, most recently used first."""
+        salts = {id(root): salt for salt, root in self._roots.items()}
+        for node in reversed(self._recent):
+            runs, root = [node.run], node
+            while root.parent is not None:
+                root = root.parent
+                runs.append(root.run)
+            if node.cache is not None:
+                yield Entry(np.concatenate(runs[::-1]), salts[id(root)], node.cache)
 
     def clear(self) -> None:
         """Drop everything."""
@@ -162,7 +193,7 @@ class PrefixCache:
     def _forget(self, node: _Node) -> None:
         if node.cache is not None:
             self.nbytes -= node.nbytes
-            node.cache, node.nbytes = None, 0
+            node.cache, node.nbytes, node.check = None, 0, None
             del self._recent[node]
 
 

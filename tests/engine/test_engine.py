@@ -88,10 +88,10 @@ def test_tool_calls_of_each_family(crafted_family: Callable[[str], Path], family
 
 def test_one_call_at_a_time_of_several_in_a_block(model: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where one block of a model's syntax holds several calls, the first is kept."""
-    twice = OutputFormat(
-        model._format.transitions, "<tool_call>", "</tool_call>", lambda _text, _tools: [{"name": "a"}, {"name": "b"}]
-    )
-    monkeypatch.setattr(model, "_format", twice)
+    preparer = model._preparer
+    two = [{"name": "a"}, {"name": "b"}]
+    twice = OutputFormat(preparer._format.transitions, "<tool_call>", "</tool_call>", lambda _text, _tools: two)
+    monkeypatch.setattr(preparer, "_format", twice)
     both = Run(model, "tool", tools=(WEATHER,)).wait()
     one = Run(model, "tool", tools=(WEATHER,), parallel_tool_calls=False).wait()
     assert ([name for name, _ in both.calls], [name for name, _ in one.calls]) == (["a", "b"], ["a"])
@@ -101,7 +101,7 @@ def test_control_tokens_have_no_text(model: EngineModel) -> None:
     """A control token that the model makes is not shown; markers and text are."""
     turn = model._tokenizer.wrapper.convert_tokens_to_ids("<|im_start|>")
     forced = SamplingParams(temperature=0, logit_bias=((turn, 1e3),))
-    assert turn in model._hidden
+    assert turn in model._preparer._hidden
     run = Run(model, "hello", sampling=forced, max_tokens=5).wait()
     assert (run.text, run.end.usage.completion) == ("", 5)
 
