@@ -193,7 +193,9 @@ class Runtime:
         except LibMlxError as error:
             self._loaded(handle, error=error.copy())
         except Exception as error:
-            log.exception("loading %s failed", handle.config.model_path)
+            # Where the interpreter ends meanwhile, imports and threads fail in ways of their own.
+            level = logging.DEBUG if handle.cancelled.is_set() else logging.ERROR
+            log.log(level, "loading %s failed", handle.config.model_path, exc_info=True)
             self._loaded(handle, error=Internal(f"The load failed: {type(error).__name__}: {error}."))
         else:
             self._loaded(handle, engine=engine)

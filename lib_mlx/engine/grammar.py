@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lib_mlx.generation import Constraint, Tool
     from lib_mlx.models.loader import LoadedTokenizer
 
+_KEPT = 64  # compiled grammars per model
 # One space after ',' and ':' and no other white space: what models are trained on, and no room to ramble.
 _JSON: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -60,6 +62,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._lock = threading.Lock()
         self._trie: LLTokenizer | None = None
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # least recently used first
 
     def constraint(self, constraint: Constraint, gate: Gate) -> Grammar:
         """Compile the form of an answer.
@@ -141,6 +144,10 @@ class GrammarCompiler:
     def _compile(self, grammar: str, param: str) -> LLMatcher:
         from llguidance import LLMatcher
 
+        with self._lock:
+            if (known := self._compiled.get(grammar)) is not None:
+                self._compiled.move_to_end(grammar)
+                return known
         trie = self._get_trie()
         wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar, trie)
         if wrong:
@@ -149,7 +156,12 @@ class GrammarCompiler:
                 hint="Remove what is named, or check its syntax.",
                 param=param,
             )
-        return LLMatcher(trie, grammar)
+        matcher = LLMatcher(trie, grammar)
+        with self._lock:
+            self._compiled[grammar] = matcher
+            if len(self._compiled) > _KEPT:
+                self._compiled.popitem(last=False)
+        return matcher
 
     def _get_trie(self) -> LLTokenizer:
         from llguidance.hf import from_tokenizer

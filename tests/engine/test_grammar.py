@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 
 from lib_mlx.engine import engine
+from lib_mlx.engine.grammar import Gate
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.generation import Constraint, SamplingParams, Tool
 from lib_mlx.models.checkpoint import inspect
@@ -179,3 +180,16 @@ def test_models_whose_calls_cannot_be_enforced_say_so(crafted_family: Callable[[
     finally:
         loaded.unload()
     jsonschema.validate(json.loads(run.text), CITY)
+
+
+def test_a_grammar_is_compiled_once(model: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same schema again costs nothing; only so many are kept, those used last."""
+    monkeypatch.setattr("lib_mlx.engine.grammar._KEPT", 2)
+    compiler = model._preparer._grammars
+    compiler._compiled.clear()
+    first, again, other, third = (
+        compiler.constraint(Constraint("regex", pattern), Gate()).matcher for pattern in ("a+", "a+", "b+", "c+")
+    )
+    assert first is again
+    assert len({id(first), id(other), id(third)}) == 3
+    assert compiler.constraint(Constraint("regex", "a+"), Gate()).matcher is not first
