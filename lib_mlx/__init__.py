@@ -17,6 +17,7 @@ from lib_mlx.errors import LibMlxError
 if TYPE_CHECKING:
     from lib_mlx.api import Generation, Model, Server, load_model
     from lib_mlx.generation import (
+        Constraint,
         Finished,
         Message,
         ReasoningDelta,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Constraint",
     "Finished",
     "Generation",
     "LibMlxError",

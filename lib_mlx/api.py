@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lib_mlx.config import LoadConfig, ServerConfig, parse_config
 from lib_mlx.errors import Cancelled
 from lib_mlx.generation import (
+    Constraint,
     Failed,
     Finished,
     FinishReason,
@@ -90,6 +91,9 @@ class Model:
         stop: str | Iterable[str] = (),
         thinking: bool | None = None,
         sampling: SamplingParams | None = None,
+        constraint: Constraint | None = None,
+        logprobs: int | None = None,
+        cache_salt: str = "",
     ) -> Iterator[GenerationEvent]:
         """Generate an answer to `prompt` (a user's text, or a conversation) and yield its events as they come.
 
@@ -103,6 +107,10 @@ class Model:
             stop: the answer ends before the first of these.
             thinking: whether the model may reason first; None: as it was loaded.
             sampling: how tokens are chosen; the checkpoint's defaults if None.
+            constraint: the form that the answer is guaranteed to have.
+            logprobs: have each `TextDelta` carry its tokens with their log-probabilities, and at each place those of
+                so many likeliest ones.
+            cache_salt: prompts are reused only among requests with the same salt.
 
         Raises:
             LibMlxError: the request is refused, or generation failed.
@@ -119,6 +127,9 @@ class Model:
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
             thinking=thinking,
             sampling=sampling or SamplingParams(),
+            constraint=constraint,
+            logprobs=logprobs,
+            cache_salt=cache_salt,
         )
         engine = get_runtime().engine(self._handle)
         stream = ThreadEventStream()

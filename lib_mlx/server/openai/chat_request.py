@@ -1,6 +1,7 @@
 """The body of `POST /v1/chat/completions` and what it means for the engine.
 
-Fields beyond OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `thinking`, `chat_template_kwargs`.
+Fields beyond OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `thinking`, `chat_template_kwargs`,
+`cache_salt`.
 """
 
 from __future__ import annotations
@@ -168,6 +169,7 @@ def to_generation(body: ChatRequest) -> GenerationRequest:
         max_tokens=body.max_completion_tokens or body.max_tokens,
         thinking=thinking(body.reasoning_effort, body.thinking),
         template_kwargs=body.chat_template_kwargs or {},
+        cache_salt=body.cache_salt or "",
         constraint=constraint(_form(body.response_format), "response_format"),
     )
 

@@ -51,6 +51,7 @@ class CommonFields(WireModel):
     parallel_tool_calls: bool | None = None
     thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    cache_salt: str | None = None
     # Fields that identify the caller or hint at caching: they change nothing here, as OpenAI documents them.
     user: str | None = None
     safety_identifier: str | None = None

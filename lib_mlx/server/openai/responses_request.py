@@ -1,6 +1,7 @@
 """The body of `POST /v1/responses` and what it means for the engine.
 
-Fields beyond OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `seed`, `thinking`, `chat_template_kwargs`.
+Fields beyond OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `seed`, `thinking`, `chat_template_kwargs`,
+`cache_salt`.
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ def to_generation(body: ResponsesRequest) -> GenerationRequest:
         max_tokens=body.max_output_tokens,
         thinking=thinking(body.reasoning.effort if body.reasoning else None, body.thinking),
         template_kwargs=body.chat_template_kwargs or {},
+        cache_salt=body.cache_salt or "",
         constraint=constraint(body.text.format if body.text else None, "text.format"),
     )
 

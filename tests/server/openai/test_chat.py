@@ -167,6 +167,18 @@ def test_cached_tokens_are_counted(client: openai.OpenAI) -> None:
     assert first.prompt_tokens == second.prompt_tokens
 
 
+def test_a_cache_salt_separates_callers(client: openai.OpenAI) -> None:
+    """What one caller asked is computed again for another with a salt of its own."""
+    messages = user("hello, said to two callers")
+    create = client.chat.completions.create
+    usages = [
+        create(model="crafted", messages=messages, extra_body={"cache_salt": salt}).usage for salt in ("a", "a", "b")
+    ]
+    cached = [usage.prompt_tokens_details.cached_tokens for usage in usages if usage and usage.prompt_tokens_details]
+    assert cached[1] > 0
+    assert cached[0] == cached[2] == 0
+
+
 def test_thinking_per_request(client: openai.OpenAI) -> None:
     """`thinking` and `reasoning_effort` reach the chat template."""
     create = client.chat.completions.create
