@@ -260,7 +260,7 @@ def _new_scheduler(weights: Weights, eos: frozenset[int], config: EngineConfig, 
         weights.network,
         eos,
         weights.cache,
-        prefill_chunk=64 if mx.default_device() == mx.cpu else 512,  # tokens: some 0.1 s of work either way
+        prefill_rate=256 if mx.default_device() == mx.cpu else 4096,
         prefix_bytes=min(_PREFIX_BYTES, memory.total_bytes() // 10) if prefix_bytes is None else prefix_bytes,
         kv_bytes=None if limit is None else limit - weights.nbytes,
     )

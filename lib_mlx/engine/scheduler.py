@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from lib_mlx.engine.job import Job, internal_error
 from lib_mlx.engine.kv_budget import KVBudget
+from lib_mlx.engine.prefill_pace import PrefillPace
 from lib_mlx.engine.prefix_cache import PrefixCache
 from lib_mlx.engine.serial import SerialGenerator
 from lib_mlx.errors import InsufficientMemory
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PREFILLS = 4  # prompts processed side by side
-_AGEING = 8.0  # chunks of prompt that one second of waiting makes up for
+_AGEING = 2.0  # seconds of prompt processing that one second of waiting makes up for
 
 
 class Scheduler:
@@ -43,7 +45,7 @@ class Scheduler:
         eos: end tokens.
         cache: what its caches are like.
         max_rows: rows decoded together at most; the rest wait.
-        prefill_chunk: prompt tokens per step, over all prompts: the bound on how long they delay running streams.
+        prefill_rate: a first guess of the prompt tokens per second; what is measured later bounds the work per step.
         prefix_bytes: bound on what is kept of past requests.
         kv_bytes: bound on all caches, those of past requests included; None: as the machine's free memory allows.
     """
@@ -55,7 +57,7 @@ class Scheduler:
         cache: CacheKind,
         *,
         max_rows: int = 32,
-        prefill_chunk: int = 512,
+        prefill_rate: float = 4096,
         prefix_bytes: int = 0,
         kv_bytes: int | None = None,
     ) -> None:
@@ -66,7 +68,7 @@ class Scheduler:
         self._kind = cache
         self._budget = KVBudget(cache.row, kv_bytes)
         self._max_rows = max_rows
-        self._prefill_chunk = prefill_chunk
+        self._pace = PrefillPace(prefill_rate)
         self._waiting: list[Job] = []
         self._prefilling: set[int] = set()  # uids whose first token has not come
         self._jobs: dict[int, Job] = {}  # by uid, those given to the generator
@@ -116,9 +118,7 @@ class Scheduler:
         self._admit(out)
         if not self._jobs:
             return
-        # The chunk is shared: neither does a long prompt hold up a short one, nor do many hold up the streams.
-        self._batch.prefill_step_size = max(16, self._prefill_chunk // max(1, len(self._prefilling)))
-        prompts, tokens = self._batch.next()
+        prompts, tokens = self._next()
         self._snapshot([row.uid for row in prompts if row.end_of_segment and not row.end_of_prompt])
         left_early = {}
         for row in tokens:
@@ -134,11 +134,26 @@ class Scheduler:
                 del self._jobs[row.uid]
         self._remove(left_early)
 
+    def _next(self) -> tuple[Sequence[Any], Sequence[Any]]:
+        """Have the generator do its step: a token for each row, then a chunk of prompts.
+
+        The chunk is shared: neither does a long prompt hold up a short one, nor do many hold up the streams.
+        """
+        streams = len(self._jobs) > len(self._prefilling)
+        share = self._pace.chunk(streams=streams) // max(1, len(self._prefilling))
+        self._batch.prefill_step_size = max(1, share)
+        begun = time.perf_counter()
+        prompts, tokens = self._batch.next()
+        whole = [row for row in prompts if not row.end_of_segment]  # what took a whole share tells of the speed
+        if whole or not prompts:
+            self._pace.stepped(time.perf_counter() - begun, share * len(whole), streams=streams)
+        return prompts, tokens
+
     # Who runs
 
     def _admit(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Give the generator waiting prompts, the shortest first but for how long they have waited."""
-        credit = _AGEING * self._prefill_chunk
+        credit = _AGEING * self._pace.rate
         while len(self._prefilling) < _PREFILLS and len(self._jobs) < self._max_rows:
             ready = [job for job in self._waiting if not job.held_back]
             if not ready:
@@ -242,12 +257,11 @@ class Scheduler:
 
     def _new_batch(self) -> Any:
         if not self._kind.batchable:
-            return SerialGenerator(self._network, self._prefill_chunk)
+            return SerialGenerator(self._network)
         return BatchGenerator(
             self._network,
             completion_batch_size=self._max_rows,
             prefill_batch_size=_PREFILLS,
-            prefill_step_size=self._prefill_chunk,
             stream=mx.default_stream(mx.default_device()),
         )
 

@@ -64,8 +64,8 @@ class _Row:
 class SerialGenerator:
     """See the module. `prefill_step_size` is the most prompt tokens processed per prompt and call."""
 
-    def __init__(self, network: Any, prefill_step_size: int) -> None:
-        self.prefill_step_size = prefill_step_size
+    def __init__(self, network: Any) -> None:
+        self.prefill_step_size = 512
         self._network = network
         self._rows: dict[int, _Row] = {}
         self._uids = itertools.count()

@@ -120,6 +120,7 @@ def test_a_long_prompt_delays_a_stream_by_one_chunk_at_most(
     fresh: EngineModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a long prompt is processed, a running stream gets a token at every step."""
+    monkeypatch.setattr("lib_mlx.engine.prefill_pace._MOST", 64)
     stream = Run(fresh, "loop", max_tokens=400)
     stream.events += stream.stream.get()
     made_before = stream.job.completion
