@@ -255,14 +255,20 @@ def _open_store(checkpoint: Checkpoint, weights: Weights, config: EngineConfig) 
 
 
 def _new_scheduler(weights: Weights, eos: frozenset[int], config: EngineConfig, store: PrefixStore | None) -> Scheduler:
-    limit, prefix_bytes = config.memory_limit_bytes, config.prefix_cache_bytes
+    prefix_bytes = config.prefix_cache_bytes
+    if prefix_bytes is None:
+        prefix_bytes = min(_PREFIX_BYTES, memory.total_bytes() // 10)
+    kv_bytes = None
+    if config.memory_limit_bytes is not None:
+        kv_bytes = config.memory_limit_bytes - weights.nbytes
+        prefix_bytes = min(prefix_bytes, kv_bytes)
     scheduler = Scheduler(
         weights.network,
         eos,
         weights.cache,
         prefill_rate=256 if mx.default_device() == mx.cpu else 4096,
-        prefix_bytes=min(_PREFIX_BYTES, memory.total_bytes() // 10) if prefix_bytes is None else prefix_bytes,
-        kv_bytes=None if limit is None else limit - weights.nbytes,
+        prefix_bytes=prefix_bytes,
+        kv_bytes=kv_bytes,
     )
     if store is not None:
         store.load(scheduler.prefixes)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lib_mlx.generation import GenerationEvent
 
 Batch = list["GenerationEvent"]
+ChoiceEvent = tuple[int, "GenerationEvent"]
+"""An event and the answer it belongs to, of several to one request."""
 
 
 class Outlet(Protocol):
@@ -48,25 +50,39 @@ class LoopOutlet:
             stream.push(events)
 
 
-class AsyncEventStream:
-    """Events of one request for a coroutine of the outlet's loop."""
+class Choices:
+    """Events of the answers to one request, for a coroutine of the outlet's loop."""
 
-    def __init__(self, outlet: LoopOutlet) -> None:
-        self.outlet: Outlet = outlet
-        self._pending: Batch = []
+    def __init__(self, outlet: LoopOutlet, count: int = 1) -> None:
+        self.streams: list[EventStream] = [_ChoiceStream(self, index, outlet) for index in range(count)]
+        """One per answer."""
+        self._pending: list[ChoiceEvent] = []
         self._wake = asyncio.Event()
 
-    def push(self, events: Batch) -> None:
-        """Take events in, on the loop's thread."""
-        self._pending += events
+    def push(self, index: int, events: Batch) -> None:
+        """Take events of the answer `index` in, on the loop's thread."""
+        self._pending += [(index, event) for event in events]
         self._wake.set()
 
-    async def get(self) -> Batch:
+    async def get(self) -> list[ChoiceEvent]:
         """Wait for events and return all that have come. Cancelling the wait loses nothing."""
         await self._wake.wait()
         self._wake.clear()
         events, self._pending = self._pending, []
         return events
+
+
+class _ChoiceStream:
+    """One of several answers."""
+
+    def __init__(self, choices: Choices, index: int, outlet: LoopOutlet) -> None:
+        self.outlet: Outlet = outlet
+        self._choices = choices
+        self._index = index
+
+    def push(self, events: Batch) -> None:
+        """Take events in, on the loop's thread."""
+        self._choices.push(self._index, events)
 
 
 class _ThreadOutlet:

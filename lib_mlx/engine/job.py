@@ -84,7 +84,7 @@ class Job:
         self._detokenizer = request.text.detokenizer()
         self._logprobs = None if request.logprobs is None else LogprobCollector(request.logprobs, request.text.bytes_of)
         self._sampling = replace(request.sampling, seed=(request.sampling.seed + choice) % (1 << 64))
-        self._grammar = GrammarProcessor(request.grammar, len(request.prompt)) if request.grammar else None
+        self._grammar: GrammarProcessor | None = None
         self._reasoning = 0
         self._submitted = time.perf_counter()
         self._started: float | None = None
@@ -153,8 +153,10 @@ class Job:
         def guarded(process: Processor) -> Processor:
             return lambda tokens, logits: self._guard(lambda: process(tokens, logits), lambda: logits)
 
-        processors = make_processors(self._sampling, len(self.request.prompt))
-        if self._grammar is not None:
+        request = self.request
+        processors = make_processors(self._sampling, len(request.prompt))
+        if request.grammar is not None:
+            self._grammar = self._grammar or GrammarProcessor(request.grammar, len(request.prompt))
             processors.append(self._grammar)
         return [guarded(process) for process in processors]
 

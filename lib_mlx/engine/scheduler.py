@@ -111,10 +111,11 @@ class Scheduler:
         self.prefixes.clear()
 
     def _step(self, out: list[tuple[EventStream, Batch]]) -> None:
+        if not self.suspended:
+            self._make_room()
         self._end_failed(out)
         if self.suspended:
             return
-        self._make_room()
         self._admit(out)
         if not self._jobs:
             return

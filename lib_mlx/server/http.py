@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from lib_mlx.generation import GenerationEvent
+    from lib_mlx.engine.event_stream import ChoiceEvent
     from lib_mlx.server.session import Session
 
 MAX_BODY_BYTES = 32 << 20
@@ -116,13 +116,13 @@ def _is_field(part: str) -> bool:
     return part not in members and "[" not in part
 
 
-async def collect(request: Request, session: Session) -> list[GenerationEvent]:
+async def collect(request: Request, session: Session) -> list[ChoiceEvent]:
     """Wait for all events of `session`; end it as soon as the client of `request` goes away.
 
     Raises:
         Cancelled: the client went away.
     """
-    events: list[GenerationEvent] = []
+    events: list[ChoiceEvent] = []
     try:
         async with _watched(request, session):
             while not session.ended:

@@ -7,7 +7,7 @@ import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from lib_mlx.engine.event_stream import AsyncEventStream, LoopOutlet
+from lib_mlx.engine.event_stream import Choices, LoopOutlet
 from lib_mlx.errors import Cancelled, ShuttingDown
 from lib_mlx.generation import Failed, Finished
 from lib_mlx.server.admission import Admission
@@ -15,7 +15,7 @@ from lib_mlx.server.admission import Admission
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from lib_mlx.engine.event_stream import Batch
+    from lib_mlx.engine.event_stream import ChoiceEvent
     from lib_mlx.engine.job import Job, PreparedRequest
     from lib_mlx.engine.sampling import ResolvedSampling
     from lib_mlx.errors import LibMlxError
@@ -39,8 +39,8 @@ class Sessions:
         """Requests being worked on, running and waiting."""
         return self._admission.in_flight
 
-    async def start(self, model: ModelEntry, request: GenerationRequest) -> Session:
-        """Admit, prepare and submit `request`.
+    async def start(self, model: ModelEntry, request: GenerationRequest, choices: int = 1) -> Session:
+        """Admit, prepare and submit `request`, to be answered `choices` times.
 
         Raises:
             QueueFull, ShuttingDown: it was not admitted.
@@ -54,8 +54,8 @@ class Sessions:
         try:
             prepared = await self._prepare(model, request)
             self._refuse_if_closing()
-            stream = AsyncEventStream(self._outlet)
-            session = Session(self, model, stream, model.engine.submit(prepared, stream))
+            events = Choices(self._outlet, choices)
+            session = Session(self, model, events, model.engine.submit_choices(prepared, events.streams))
         except BaseException:
             self._admission.leave()
             raise
@@ -89,30 +89,37 @@ class Sessions:
 class Session:
     """The events of one running generation. `close` it, whatever happens."""
 
-    def __init__(self, owner: Sessions, model: ModelEntry, stream: AsyncEventStream, job: Job) -> None:
+    def __init__(self, owner: Sessions, model: ModelEntry, choices: Choices, jobs: list[Job]) -> None:
         self.model = model
         self._owner = owner
-        self._stream = stream
-        self._job = job
+        self._choices = choices
+        self._jobs = jobs
+        self._running = len(jobs)
         self._ended = self._closed = False
 
     @property
     def sampling(self) -> ResolvedSampling:
         """The sampling in force, defaults filled in."""
-        return self._job.request.sampling
+        return self._jobs[0].request.sampling
 
-    async def next(self) -> Batch:
-        """Wait for events and return them; the last batch ends with `Finished` or `Failed`."""
-        events = await self._stream.get()
-        for index, event in enumerate(events):
-            if isinstance(event, (Finished, Failed)):
+    async def next(self) -> list[ChoiceEvent]:
+        """Wait for events and return them; the last ones end with a choice's `Finished` or the first `Failed`."""
+        events = await self._choices.get()
+        for at, (_, event) in enumerate(events):
+            if isinstance(event, Failed):
                 self._ended = True
-                return events[: index + 1]
+                self.cancel(event.error)  # the other choices: the request has failed
+                return events[: at + 1]
+            if isinstance(event, Finished):
+                self._running -= 1
+                if not self._running:
+                    self._ended = True
+                    return events[: at + 1]
         return events
 
     @property
     def ended(self) -> bool:
-        """Whether the terminal event has been read."""
+        """Whether the last terminal event has been read."""
         return self._ended
 
     @contextlib.contextmanager
@@ -126,12 +133,13 @@ class Session:
 
     def cancel(self, error: LibMlxError) -> None:
         """Have the stream end with `Failed(error)`."""
-        self.model.engine.cancel(self._job, error)
+        for job in self._jobs:
+            self.model.engine.cancel(job, error)
 
     def end(self, error: LibMlxError) -> None:
         """Have the stream end with `Failed(error)` now, even if the engine is busy with something else."""
         self.cancel(error)
-        self._stream.push([Failed(error, self._job.usage())])
+        self._choices.streams[0].push([Failed(error, self._jobs[0].usage())])
 
     def close(self) -> None:
         """Give the slot free; a generation still running is cancelled. Idempotent."""

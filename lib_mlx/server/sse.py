@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from lib_mlx.generation import GenerationEvent
+    from lib_mlx.engine.event_stream import ChoiceEvent
     from lib_mlx.server.session import Session
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class EventStreamResponse(StreamingResponse):
     events a comment line keeps the connection alive and shows whether the client is still there.
     """
 
-    def __init__(self, session: Session, head: bytes, render: Callable[[list[GenerationEvent]], bytes]) -> None:
+    def __init__(self, session: Session, head: bytes, render: Callable[[list[ChoiceEvent]], bytes]) -> None:
         super().__init__(
             self._body(session, head, render),
             media_type="text/event-stream",
@@ -60,7 +60,7 @@ class EventStreamResponse(StreamingResponse):
 
     @staticmethod
     async def _body(
-        session: Session, head: bytes, render: Callable[[list[GenerationEvent]], bytes]
+        session: Session, head: bytes, render: Callable[[list[ChoiceEvent]], bytes]
     ) -> AsyncIterator[bytes]:
         if head:
             yield head
@@ -76,7 +76,7 @@ class EventStreamResponse(StreamingResponse):
             except Exception as error:  # the client is told, not cut off
                 log.exception("an answer could not be rendered")
                 session.close()
-                yield render([Failed(Internal(f"The answer could not be rendered: {type(error).__name__}."))])
+                yield render([(0, Failed(Internal(f"The answer could not be rendered: {type(error).__name__}.")))])
                 return
             if chunk:
                 yield chunk

@@ -6,6 +6,7 @@ The fold is pure: the same events give the same content either way.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.generation import Failed, Finished, ReasoningDelta, TextDelta, ToolCallDelta
@@ -15,48 +16,87 @@ from lib_mlx.server.sse import DONE, sse
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from lib_mlx.generation import GenerationEvent
+    from lib_mlx.engine.event_stream import ChoiceEvent
+    from lib_mlx.generation import GenerationEvent, SampledToken, TokenLogprob, Usage
 
 
 class ChatFold:
-    """One answer under construction. `add` events; read `chunks` as they come, or the `body` at the end."""
+    """One or more answers under construction. `add` events; read its chunks as they come, or the `body` at the end."""
 
-    def __init__(self, model: str, *, include_usage: bool = False) -> None:
+    def __init__(self, model: str, *, choices: int = 1, include_usage: bool = False) -> None:
         self._head = {"id": new_id("chatcmpl"), "created": int(time.time()), "model": model}
         self._include_usage = include_usage
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._calls: list[dict[str, Any]] = []
-        self._finished: Finished | None = None
+        self._choices = [_Choice(index) for index in range(choices)]
 
     def opening(self) -> list[dict[str, Any]]:
-        """Return the stream's first chunk, the only one with a role."""
-        return [self._chunk({"role": "assistant", "content": ""})]
+        """Return the stream's first chunks, the only ones with a role."""
+        return [self._chunk(choice.delta({"role": "assistant", "content": ""})) for choice in self._choices]
 
-    def add(self, event: GenerationEvent) -> list[dict[str, Any]]:
-        """Take one event in and return its chunks.
+    def add(self, event: GenerationEvent, index: int = 0) -> list[dict[str, Any]]:
+        """Take an event of the answer `index` in and return its chunks.
 
         Raises:
             LibMlxError: the event is `Failed`.
         """
+        chunks = [self._chunk(self._choices[index].add(event))]
+        if isinstance(event, Finished) and self._include_usage and self.finished:
+            chunks.append(self._chunk(None, chat_usage(self._usage())))
+        return chunks
+
+    def body(self) -> dict[str, Any]:
+        """Return the whole answer; all events must have been added."""
+        choices = [choice.body() for choice in self._choices]
+        return {**self._head, "object": "chat.completion", "choices": choices, "usage": chat_usage(self._usage())}
+
+    @property
+    def finished(self) -> bool:
+        """Whether all answers are."""
+        return all(choice.finished for choice in self._choices)
+
+    def _usage(self) -> Usage:
+        """Add the answers up; the prompt is one."""
+        usages = [choice.finished.usage for choice in self._choices if choice.finished]
+        completion, reasoning = (sum(getattr(usage, of) for usage in usages) for of in ("completion", "reasoning"))
+        return replace(usages[0], completion=completion, reasoning=reasoning)
+
+    def _chunk(self, choice: dict[str, Any] | None, usage: dict[str, Any] | None = None) -> dict[str, Any]:
+        chunk = {**self._head, "object": "chat.completion.chunk", "choices": [choice] if choice else []}
+        return {**chunk, "usage": usage} if self._include_usage else chunk
+
+
+class _Choice:
+    """One answer of several."""
+
+    def __init__(self, index: int) -> None:
+        self.finished: Finished | None = None
+        self._index = index
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+        self._logprobs: list[dict[str, Any]] = []
+
+    def add(self, event: GenerationEvent) -> dict[str, Any]:
+        """Take an event in and return what the stream's chunk says of it."""
         match event:
-            case TextDelta(text):
+            case TextDelta(text, tokens):
                 self._text.append(text)
-                return [self._chunk({"content": text})]
+                logprobs = [_logprob(token) for token in tokens]
+                self._logprobs += logprobs
+                return self.delta({"content": text}, logprobs=logprobs)
             case ReasoningDelta(text):
                 self._reasoning.append(text)
-                return [self._chunk({"reasoning_content": text})]
+                return self.delta({"reasoning_content": text})
             case ToolCallDelta():
-                return [self._chunk({"tool_calls": [self._call(event)]})]
+                return self.delta({"tool_calls": [self._call(event)]})
             case Finished():
-                self._finished = event
-                return self._closing(event)
+                self.finished = event
+                return self.delta({}, event.reason)
             case Failed(error):
                 raise error
 
     def body(self) -> dict[str, Any]:
-        """Return the whole answer; all events must have been added."""
-        if self._finished is None:
+        """Return the whole answer."""
+        if self.finished is None:
             raise RuntimeError("the answer is not finished")
         message: dict[str, Any] = {"role": "assistant", "content": "".join(self._text), "refusal": None}
         if self._calls:
@@ -64,9 +104,23 @@ class ChatFold:
             message["content"] = message["content"] or None
         if self._reasoning:
             message["reasoning_content"] = "".join(self._reasoning)
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": self._finished.reason}
-        usage = chat_usage(self._finished.usage)
-        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": usage}
+        return {
+            "index": self._index,
+            "message": message,
+            "logprobs": _logprobs(self._logprobs),
+            "finish_reason": self.finished.reason,
+        }
+
+    def delta(
+        self, delta: dict[str, Any], finish_reason: str | None = None, logprobs: list[dict[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """Return a piece of the answer."""
+        return {
+            "index": self._index,
+            "delta": delta,
+            "logprobs": _logprobs(logprobs),
+            "finish_reason": finish_reason,
+        }
 
     def _call(self, delta: ToolCallDelta) -> dict[str, Any]:
         function = {"name": delta.name, "arguments": delta.arguments}
@@ -74,18 +128,19 @@ class ChatFold:
         self._calls.append(call)
         return {"index": delta.index, **call}
 
-    def _closing(self, finished: Finished) -> list[dict[str, Any]]:
-        chunks = [self._chunk({}, finished.reason)]
-        if self._include_usage:
-            chunks.append(self._envelope([], chat_usage(finished.usage)))
-        return chunks
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        return self._envelope([{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}])
+def _logprobs(content: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    return {"content": content, "refusal": None} if content else None
 
-    def _envelope(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> dict[str, Any]:
-        chunk = {**self._head, "object": "chat.completion.chunk", "choices": choices}
-        return {**chunk, "usage": usage} if self._include_usage else chunk
+
+def _logprob(token: SampledToken) -> dict[str, Any]:
+    return {**_entry(token.chosen), "top_logprobs": [_entry(other) for other in token.top]}
+
+
+def _entry(token: TokenLogprob) -> dict[str, Any]:
+    text = token.bytes.decode("utf-8", "replace")
+    # OpenAI's own stand-in for what has no probability: JSON knows no infinity.
+    return {"token": text, "logprob": max(token.logprob, -9999.0), "bytes": list(token.bytes)}
 
 
 def encode(chunks: Iterable[dict[str, Any]]) -> bytes:
@@ -93,11 +148,11 @@ def encode(chunks: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(sse(chunk) for chunk in chunks)
 
 
-def render(fold: ChatFold, events: list[GenerationEvent]) -> bytes:
+def render(fold: ChatFold, events: list[ChoiceEvent]) -> bytes:
     """Return the bytes of one engine step's events; the last step's end with `[DONE]`."""
-    last = events[-1]
-    if isinstance(last, Failed):
-        chunks = [chunk for event in events[:-1] for chunk in fold.add(event)]
-        return encode(chunks) + sse(error_body(last.error)) + DONE
-    out = encode(chunk for event in events for chunk in fold.add(event))
-    return out + DONE if isinstance(last, Finished) else out
+    out: list[bytes] = []
+    for index, event in events:
+        if isinstance(event, Failed):
+            return b"".join(out) + sse(error_body(event.error)) + DONE
+        out.append(encode(fold.add(event, index)))
+    return b"".join(out) + (DONE if fold.finished else b"")

@@ -127,9 +127,10 @@ class ChatRequest(CommonFields):
     tools: list[ToolDefinition] | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
-    # Fields that are refused unless they ask for what happens anyway.
-    n: int | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    # Fields that are refused unless they ask for what happens anyway.
     modalities: list[str] | None = None
     verbosity: str | None = None
     audio: Any = None
@@ -158,6 +159,8 @@ def to_generation(body: ChatRequest) -> GenerationRequest:
             hint="Give one of them.",
             param="max_completion_tokens",
         )
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidArgument("'top_logprobs' needs 'logprobs': true.", hint="Add it.", param="top_logprobs")
     tools, tool_choice = choose_tools([_tool(tool.function) for tool in body.tools or ()], body.tool_choice)
     return GenerationRequest(
         messages=tuple(_message(message, f"messages.{index}") for index, message in enumerate(body.messages)),
@@ -170,14 +173,13 @@ def to_generation(body: ChatRequest) -> GenerationRequest:
         thinking=thinking(body.reasoning_effort, body.thinking),
         template_kwargs=body.chat_template_kwargs or {},
         cache_salt=body.cache_salt or "",
+        logprobs=body.top_logprobs or 0 if body.logprobs else None,
         constraint=constraint(_form(body.response_format), "response_format"),
     )
 
 
 def _refuse_unsupported(body: ChatRequest) -> None:
     refuse_common(body)
-    refuse_unless("n", body.n, 1, why="one answer per request")
-    refuse_unless("logprobs", body.logprobs, False, why="token probabilities are not reported")
     refuse_unless("modalities", body.modalities, ["text"], why="this model writes text")
     refuse_unless("verbosity", body.verbosity, "medium", why="this model has no such control")
     if body.stream_options is not None and not body.stream:

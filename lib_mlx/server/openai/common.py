@@ -61,14 +61,12 @@ class CommonFields(WireModel):
     # Fields that are refused unless they ask for what happens anyway.
     store: bool | None = None
     service_tier: str | None = None
-    top_logprobs: int | None = None
 
 
 def refuse_common(body: CommonFields) -> None:
     """Refuse what neither endpoint honours."""
     refuse_unless("store", body.store, False, why="answers are not stored")
     refuse_unless("service_tier", body.service_tier, "auto", "default", why="there is one tier")
-    refuse_unless("top_logprobs", body.top_logprobs, 0, why="token probabilities are not reported")
 
 
 def new_id(prefix: str) -> str:

@@ -24,14 +24,14 @@ async def chat_completions(request: Request) -> Response:
     state: ServerState = request.app.state.server
     body = await read_json(request, chat_request.ChatRequest)
     model = state.registry.find(body.model)
-    session = await state.sessions.start(model, chat_request.to_generation(body))
-    fold = chat.ChatFold(model.id, include_usage=body.include_usage)
+    session = await state.sessions.start(model, chat_request.to_generation(body), body.n or 1)
+    fold = chat.ChatFold(model.id, choices=body.n or 1, include_usage=body.include_usage)
     if body.stream:
         with session.closed_on_error():
             head = chat.encode(fold.opening())
         return EventStreamResponse(session, head, lambda events: chat.render(fold, events))
-    for event in await collect(request, session):
-        fold.add(event)
+    for index, event in await collect(request, session):
+        fold.add(event, index)
     return JsonResponse(fold.body())
 
 
@@ -46,8 +46,8 @@ async def create_response(request: Request) -> Response:
     if body.stream:
         with session.closed_on_error():
             head = responses.encode(fold.opening())
-        return EventStreamResponse(session, head, lambda events: responses.render(fold, events))
-    for event in await collect(request, session):
+        return EventStreamResponse(session, head, lambda events: responses.render(fold, [event for _, event in events]))
+    for _, event in await collect(request, session):
         if isinstance(event, Failed):  # before the answer has begun, an error has a status of its own
             raise event.error
         fold.add(event)

@@ -101,6 +101,7 @@ class ResponsesRequest(CommonFields):
     reasoning: ReasoningOptions | None = None
     text: TextOptions | None = None
     # Fields that are refused unless they ask for what happens anyway.
+    top_logprobs: int | None = None
     background: bool | None = None
     previous_response_id: str | None = None
     conversation: Any = None
@@ -143,6 +144,7 @@ def to_generation(body: ResponsesRequest) -> GenerationRequest:
 
 def _refuse_unsupported(body: ResponsesRequest) -> None:
     refuse_common(body)
+    refuse_unless("top_logprobs", body.top_logprobs, 0, why="token probabilities are not reported")
     refuse_unless("background", body.background, False, why="responses are not stored")
     refuse_unless("previous_response_id", body.previous_response_id, why="responses are not stored")
     refuse_unless("truncation", body.truncation, "disabled", why="nothing is cut silently")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -62,7 +63,7 @@ def test_the_body_and_the_chunks_are_the_same_fold() -> None:
 
 def test_an_error_after_the_stream_began_is_an_error_event_and_the_end() -> None:
     """A failed stream says why and still ends with [DONE]."""
-    out = render(ChatFold("m"), [TextDelta("a"), Failed(Cancelled("gone"))])
+    out = render(ChatFold("m"), [(0, TextDelta("a")), (0, Failed(Cancelled("gone")))])
     assert out.count(b"data: ") == 3
     assert b'"code":"cancelled"' in out
     assert out.endswith(b"data: [DONE]\n\n")
@@ -167,6 +168,68 @@ def test_cached_tokens_are_counted(client: openai.OpenAI) -> None:
     assert first.prompt_tokens == second.prompt_tokens
 
 
+def test_several_answers(client: openai.OpenAI, http: httpx2.Client) -> None:
+    """`n` answers come with their numbers, streamed or not; the prompt counts once."""
+    create = client.chat.completions.create
+    request: dict[str, Any] = {"model": "crafted", "messages": user("unicode"), "temperature": 0, "n": 3}
+    whole = create(**request)
+    texts = [choice.message.content for choice in whole.choices]
+    assert texts == [SCRIPTS["unicode"].text()] * 3
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    single = create(**{**request, "n": 1}).usage
+    assert whole.usage is not None
+    assert single is not None
+    assert whole.usage.prompt_tokens == single.prompt_tokens
+    assert whole.usage.completion_tokens == 3 * single.completion_tokens
+    streamed = ["", "", ""]
+    ends = []
+    for chunk in create(**request, stream=True, stream_options={"include_usage": True}):
+        check("openai", "CreateChatCompletionStreamResponse", chunk.model_dump(exclude_unset=True))
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+            ends += [choice.index] if choice.finish_reason == "stop" else []
+        if chunk.usage:
+            assert chunk.usage.completion_tokens == whole.usage.completion_tokens
+    assert streamed == texts
+    assert sorted(ends) == [0, 1, 2]
+    hot = create(**{**request, "temperature": 2, "seed": 1, "logit_bias": {"65": 100, "66": 100}, "max_tokens": 20})
+    assert len({choice.message.content for choice in hot.choices}) == 3
+    check("openai", "CreateChatCompletionResponse", hot.model_dump(exclude_unset=True))
+    assert http.get("/health").json()["in_flight"] == 0
+
+
+def test_several_answers_to_a_client_that_leaves(client: openai.OpenAI, http: httpx2.Client) -> None:
+    """When the client goes away, all of them end."""
+    with client.chat.completions.create(model="crafted", messages=user("loop"), n=4, stream=True) as stream:
+        next(iter(stream))
+    until = time.monotonic() + 5
+    while http.get("/health").json()["in_flight"]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["unicode", "think"])
+def test_log_probabilities(client: openai.OpenAI, name: str) -> None:
+    """Each token of the answer comes with its probability and the likeliest ones, streamed or not."""
+    request: dict[str, Any] = {"model": "crafted", "messages": user(name), "temperature": 0, "logprobs": True}
+    whole = client.chat.completions.create(**request, top_logprobs=2)
+    check("openai", "CreateChatCompletionResponse", whole.model_dump(exclude_unset=True))
+    logprobs = whole.choices[0].logprobs
+    assert logprobs is not None
+    content = logprobs.content or []
+    joined = b"".join(bytes(token.bytes or ()) for token in content).decode()
+    assert joined.strip() == whole.choices[0].message.content
+    assert all(len(token.top_logprobs) == 2 and token.top_logprobs[0].token == token.token for token in content)
+    chunks = client.chat.completions.create(**request, stream=True)
+    streamed = [
+        token.token
+        for chunk in chunks
+        if chunk.choices and chunk.choices[0].logprobs
+        for token in chunk.choices[0].logprobs.content or ()
+    ]
+    assert streamed == [token.token for token in content]
+
+
 def test_a_cache_salt_separates_callers(client: openai.OpenAI) -> None:
     """What one caller asked is computed again for another with a salt of its own."""
     messages = user("hello, said to two callers")
@@ -223,8 +286,10 @@ def test_the_asynchronous_client_and_concurrency(server: lib_mlx.Server) -> None
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"n": 2}, "unsupported_feature", "n"),
-    ({"logprobs": True}, "unsupported_feature", "logprobs"),
+    ({"n": 0}, "invalid_argument", "n"),
+    ({"n": 129}, "invalid_argument", "n"),
+    ({"logprobs": True, "top_logprobs": 21}, "invalid_argument", "top_logprobs"),
+    ({"top_logprobs": 2}, "invalid_argument", "top_logprobs"),
     ({"response_format": {"type": "xml"}}, "unsupported_feature", "response_format"),
     ({"response_format": {"type": "json_schema"}}, "invalid_argument", "response_format"),
     ({"response_format": {"type": "json_object"}, "tools": TOOLS}, "unsupported_feature", "response_format"),
