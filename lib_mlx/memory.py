@@ -8,6 +8,7 @@ import sys
 
 import psutil
 
+from lib_mlx import control_groups
 from lib_mlx.errors import InsufficientMemory
 
 
@@ -36,8 +37,10 @@ def check_fits(need_bytes: int, what: str) -> None:
 
 
 def available_bytes() -> int:
-    """Return the memory that can be had without swapping, in bytes."""
-    return int(psutil.virtual_memory().available)
+    """Return the memory that this process can have without swapping, in bytes."""
+    available = int(psutil.virtual_memory().available)
+    allowed = control_groups.available_bytes() if sys.platform == "linux" else None
+    return available if allowed is None else min(available, allowed)
 
 
 def release() -> None:
