@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -164,17 +165,17 @@ class GrammarCompiler:
         return matcher
 
     def _get_trie(self) -> LLTokenizer:
-        from llguidance.hf import from_tokenizer
+        from llguidance import LLTokenizer
 
         with self._lock:
             if self._trie is None:
                 wrapper = self._tokenizer.wrapper
                 with self._tokenizer.lock:
-                    self._trie = from_tokenizer(
-                        wrapper._tokenizer,  # noqa: SLF001 - the wrapper hides the class that llguidance asks for
-                        n_vocab=self._vocab_size,
-                        eos_token=sorted(wrapper.eos_token_ids),
-                    )
+                    backend = copy(wrapper.backend_tokenizer)
+                backend.no_padding()
+                backend.no_truncation()
+                eos = sorted(wrapper.eos_token_ids)
+                self._trie = LLTokenizer(backend.to_str(), n_vocab=self._vocab_size, eos_token=eos)
             return self._trie
 
 

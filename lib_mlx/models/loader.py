@@ -168,11 +168,17 @@ def load_tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
         UnsupportedModel: it wants to run code of its own.
     """
     from lib_mlx.models import upstream
+    from lib_mlx.models.tokenizer import read_tokenizer
 
     # Without this answer transformers asks on the host's terminal whether to run a checkpoint's code.
     extra: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     try:
-        wrapper = upstream.load_tokenizer(checkpoint.path, extra, eos_token_ids=_eos_ids(checkpoint))
+        eos, light = _eos_ids(checkpoint), read_tokenizer(checkpoint.path, checkpoint.config)
+        if light is not None:
+            tokenizer, config = light
+            wrapper = upstream.wrap_tokenizer(tokenizer, eos, config.get("tool_parser_type"))
+        else:
+            wrapper = upstream.load_tokenizer(checkpoint.path, extra, eos_token_ids=eos)
     except Exception as error:
         detail = str(error).split("\n", 1)[0][:300]
         if "trust_remote_code" in str(error):

@@ -99,7 +99,7 @@ def test_one_call_at_a_time_of_several_in_a_block(model: EngineModel, monkeypatc
 
 def test_control_tokens_have_no_text(model: EngineModel) -> None:
     """A control token that the model makes is not shown; markers and text are."""
-    turn = model._tokenizer.wrapper.convert_tokens_to_ids("<|im_start|>")
+    turn = model._tokenizer.wrapper.backend_tokenizer.token_to_id("<|im_start|>")
     forced = SamplingParams(temperature=0, logit_bias=((turn, 1e3),))
     assert turn in model._preparer._hidden
     run = Run(model, "hello", sampling=forced, max_tokens=5).wait()
