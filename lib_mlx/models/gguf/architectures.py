@@ -140,7 +140,7 @@ class Plan:
             "model_type": self._arch.model_type,
             "hidden_size": hidden,
             "intermediate_size": self._count("feed_forward_length"),
-            "num_hidden_layers": self._count("block_count"),
+            "num_hidden_layers": self._layers(),
             "num_attention_heads": heads,
             "num_key_value_heads": self._count("attention.head_count_kv", heads),
             "head_dim": head_dim,
@@ -151,6 +151,15 @@ class Plan:
             "tie_word_embeddings": "output.weight" not in self._source.tensors,
         }
         return config | self._rope_scaling(head_dim, config) | self._extras(config)
+
+    def _layers(self) -> int:
+        """Return how many layers there are; refuses a number that would take memory for names of no tensor."""
+        count = self._count("block_count")
+        if count > len(self._source.tensors):
+            raise CorruptModel(
+                f"{self._source.path} names {count} layers, more than it has tensors.", hint="Fetch the file again."
+            )
+        return count
 
     def _rope_dimensions(self, head_dim: int) -> int:
         return self._count("rope.dimension_count", head_dim)
