@@ -137,7 +137,7 @@ def test_llama3_divisors_are_recognised(tmp_path: Path) -> None:
         ({"metadata": {"tokenizer.ggml.model": "bert"}}, UnsupportedModel, "'bert'"),
         ({"metadata": {"llama.feed_forward_length": 128}}, CorruptModel, "shape"),
         ({"metadata": {"llama.block_count": None}}, CorruptModel, "block_count"),
-        ({"metadata": {"llama.block_count": 1 << 31}}, CorruptModel, "more than it has tensors"),
+        ({"metadata": {"llama.block_count": (1 << 31) - 1}}, CorruptModel, "more than it has tensors"),
         ({"metadata": {"llama.rope.freq_base": "fast"}}, CorruptModel, "no sense"),
         ({"metadata": {"tokenizer.ggml.eos_token_id": 9999}}, CorruptModel, "eos"),
         ({"metadata": {"tokenizer.ggml.tokens": ["a", "a"]}}, CorruptModel, "tokens"),
