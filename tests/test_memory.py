@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import psutil
@@ -30,3 +33,32 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(crafted: Path, m
 def test_resident_bytes() -> None:
     """The figure is the process's own."""
     assert memory.resident_bytes() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+
+
+ROUNDS = """
+import json, sys
+import lib_mlx
+from lib_mlx.memory import resident_bytes
+
+after = []
+for _ in range(10):
+    with lib_mlx.load_model(sys.argv[1]) as model:
+        model.generate("hello", max_tokens=8)
+        loaded = resident_bytes()
+        report = model.unload()
+    assert report.before_bytes - report.after_bytes > 0.8 * (loaded - (after[0] if after else report.after_bytes))
+    after.append(report.after_bytes)
+print(json.dumps(after))
+"""
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_ten_rounds_of_loading(smollm2: Path) -> None:
+    """What a load takes, the unload gives back: after ten the process is as large as after the first."""
+    command = [sys.executable, "-c", ROUNDS, str(smollm2)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert ran.returncode == 0, ran.stderr
+    after = json.loads(ran.stdout)
+    assert len(after) == 10
+    assert max(after[1:]) < 1.1 * after[0]
