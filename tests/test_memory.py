@@ -40,25 +40,26 @@ import json, sys
 import lib_mlx
 from lib_mlx.memory import resident_bytes
 
-after = []
+rounds = []
 for _ in range(10):
     with lib_mlx.load_model(sys.argv[1]) as model:
         model.generate("hello", max_tokens=8)
         loaded = resident_bytes()
-        report = model.unload()
-    assert report.before_bytes - report.after_bytes > 0.8 * (loaded - (after[0] if after else report.after_bytes))
-    after.append(report.after_bytes)
-print(json.dumps(after))
+        rounds.append([loaded, model.unload().after_bytes])
+print(json.dumps(rounds))
 """
+# glibc keeps what is free at the end of a thread's heap, here about one tokenizer; which rounds leave it varies.
+SLACK = 32 << 20
 
 
 @pytest.mark.model
 @pytest.mark.slow
 def test_ten_rounds_of_loading(smollm2: Path) -> None:
-    """What a load takes, the unload gives back: after ten the process is as large as after the first."""
+    """What a load takes, the unload gives back: the process does not grow from round to round."""
     command = [sys.executable, "-c", ROUNDS, str(smollm2)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert ran.returncode == 0, ran.stderr
-    after = json.loads(ran.stdout)
-    assert len(after) == 10
-    assert max(after[1:]) < 1.1 * after[0]
+    loaded, after = zip(*json.loads(ran.stdout), strict=True)
+    assert max(loaded) < 1.1 * loaded[0]
+    assert max(after) < after[0] + SLACK
+    assert after[9] < 1.05 * max(after[:6])
