@@ -20,7 +20,10 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface as _BuildHook
@@ -41,7 +44,17 @@ HAS_CPU = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"
 
 FRONT_SOURCES = ("front.c", "loader.c", "python_home.c", "paths.c", "status_table.c", "threads.c", "answer.c")
 BACKEND_SOURCES = ("backend.c", "interpreter.c", "threads.c", "answer.c")
-CPU_SOURCES = ("blas.c", "dequantize.c", "paths.c")
+CPU_SOURCES = ("blas.c", "dequantize.c", "paths.c", "standins.c")
+# kernels.c is compiled for each level of instructions; standins.c picks one at run time.
+KERNEL_FLAGS = ("-O3", "-ffp-contract=fast")
+KERNEL_LEVELS = {"baseline": ()} | (
+    {
+        "avx2": ("-mavx2", "-mfma", "-mf16c"),
+        "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    }
+    if platform.machine() == "x86_64"
+    else {}
+)
 
 STRICT = ("-Wall", "-Wextra", "-Werror", "-pedantic", "-std=c11")
 FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-pthread", "-D_GNU_SOURCE", "-D_DARWIN_C_SOURCE")
@@ -140,7 +153,11 @@ class _Build:
 
     def cpu(self) -> Path:
         """Link the shim between MLX and an OpenBLAS."""
-        return self._link_complete(CPU, CPU_SOURCES, [])
+        kernels = [
+            self._compile(NATIVE / "kernels.c", (*STRICT, *KERNEL_FLAGS, *flags), f"kernels_{level}")
+            for level, flags in KERNEL_LEVELS.items()
+        ]
+        return self._link_complete(CPU, CPU_SOURCES, [], kernels)
 
     def _generate_unit(self) -> Path:
         import cffi
@@ -155,17 +172,19 @@ class _Build:
             ffi.emit_c_code(str(unit))
         return unit
 
-    def _compile(self, source: Path, options: tuple[str, ...]) -> Path:
-        made = self.scratch / f"{source.stem}.o"
+    def _compile(self, source: Path, options: tuple[str, ...], name: str | None = None) -> Path:
+        made = self.scratch / f"{name or source.stem}.o"
         self._run(*self.flags, *options, "-c", str(source), "-o", str(made))
         return made
 
-    def _link_complete(self, name: str, sources: tuple[str, ...], options: list[str]) -> Path:
+    def _link_complete(
+        self, name: str, sources: tuple[str, ...], options: list[str], objects: Sequence[Path] = ()
+    ) -> Path:
         # A sanitizer's own symbols come from the program.
         if not DARWIN and not any(flag.startswith("-fsanitize") for flag in self.link_flags):
             options = [*options, "-Wl,-z,defs"]
-        objects = [self._compile(NATIVE / source, STRICT) for source in sources]
-        return self._link(self.scratch / name, objects, options, ["-ldl"])
+        objects = [*objects, *(self._compile(NATIVE / source, STRICT) for source in sources)]
+        return self._link(self.scratch / name, objects, options, ["-ldl", "-lm"])
 
     def _link(self, made: Path, objects: list[Path], options: list[str], libraries: list[str]) -> Path:
         exports = self.scratch / "exports"

@@ -10,6 +10,7 @@
 
 #include "lm_build.h"
 #include "paths.h"
+#include "standins.h"
 
 #if defined(__x86_64__)
 enum { JUMP_SLOT = R_X86_64_JUMP_SLOT, GLOB_DAT = R_X86_64_GLOB_DAT };
@@ -105,8 +106,12 @@ static void multiply_few_rows(int m, int n, int k, float alpha, const float *a, 
 void lib_mlx_blas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha, const float *a,
                         int lda, const float *b, int ldb, float beta, float *c, int ldc)
 {
-    int previous = begin_product();
+    int previous;
 
+    if (order == ROW_MAJOR && alpha == 1 && trans_b != NO_TRANS &&
+        lm_standin_multiply(trans_a != NO_TRANS, m, n, k, a, lda, b, beta, c, ldc))
+        return;
+    previous = begin_product();
     if (order == ROW_MAJOR && m == 1 && n > 0 && k > 0) { /* c' = op(b)' a' */
         int flipped = trans_b == NO_TRANS;
 
@@ -120,6 +125,14 @@ void lib_mlx_blas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k
         __atomic_add_fetch(&gemm_calls, 1, __ATOMIC_RELAXED);
         openblas.sgemm(order, trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
     }
+    end_product(previous);
+}
+
+void lm_blas_multiply(int m, int n, int k, const float *a, const float *b, float *c, int64_t ldc)
+{
+    int previous = begin_product();
+
+    openblas.sgemm(ROW_MAJOR, NO_TRANS, TRANS, m, n, k, 1, a, k, b, k, 0, c, ldc);
     end_product(previous);
 }
 

@@ -6,6 +6,8 @@
 #ifndef LM_BLAS_H
 #define LM_BLAS_H
 
+#include <stdint.h>
+
 #define LM_BLAS_API __attribute__((visibility("default")))
 
 /* Opens the OpenBLAS at `openblas` (one built as numpy's wheels have it: 64-bit integers, symbols
@@ -29,5 +31,8 @@ LM_BLAS_API void lib_mlx_blas_counts(unsigned long *gemm, unsigned long *gemv);
 LM_BLAS_API void lib_mlx_blas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
                                     const float *a, int lda, const float *b, int ldb, float beta, float *c,
                                     int ldc);
+
+/* c = a b', all row-major; rows of a and b lie k apart. OpenBLAS's sgemm, once it is opened. */
+void lm_blas_multiply(int m, int n, int k, const float *a, const float *b, float *c, int64_t ldc);
 
 #endif

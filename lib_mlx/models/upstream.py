@@ -51,6 +51,7 @@ with _unchanged_host(), deferred_imports():
         trim_prompt_cache,
     )
     from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
+    from mlx_lm.models.rope_utils import Llama3RoPE
     from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
     from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, greedy_sampler
     from mlx_lm.tokenizer_utils import TokenizerWrapper, _infer_tool_parser
@@ -91,6 +92,11 @@ def wrap_tokenizer(tokenizer: Any, eos_token_ids: Iterable[int] | None, tool_par
 __all__ = [
     "PLAIN_LAYERS",
     "BatchGenerator",
+    "Embedding",
+    "Linear",
+    "Llama3RoPE",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
     "StopSequences",
     "TextStateMachine",
     "TokenBuffer",
