@@ -204,6 +204,16 @@ INLINE void decode_block(int format, const uint8_t *place, floats scale, floats 
     int values = values_per_byte(format), bits = 8 / values;
     ints packed = load_bytes(place);
 
+#if defined(__AVX512F__)
+    if (bits <= 4) { /* A register holds every weight that the group can have; only four bits are looked at. */
+        ints numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        floats table = to_floats(numbers & ((1 << bits) - 1)) * scale + bias;
+
+        for (int value = 0; value < values; value++)
+            weights[value] = (floats)_mm512_permutexvar_ps((__m512i)(packed >> value * bits), (__m512)table);
+        return;
+    }
+#endif
     for (int value = 0; value < values; value++) {
         ints number = packed >> value * bits;
 

@@ -1,7 +1,8 @@
-"""How weights are kept where MLX runs on the CPU: in float32, if that fits.
+"""How weights are kept where MLX runs on the CPU: as they are stored, if our own C can multiply with them.
 
-MLX multiplies quantised weights without BLAS there, which is many times slower (docs/performance.md). Half precision
-is slower still, which is why it is widened even where quantised weights stay as they are.
+The others become float32, if that fits. MLX multiplies quantised weights without BLAS, which is many times slower
+(docs/performance.md). Half precision is slower still, which is why it is widened even where quantised weights stay as
+they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
 from lib_mlx import memory
-from lib_mlx.models import cpu_library
+from lib_mlx.models import cpu_library, packed
 from lib_mlx.models.upstream import PLAIN_LAYERS
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def prepare_for_cpu(
     progress: Callable[[float], None] = lambda _: None,
     between: Callable[[], None] = lambda: None,
 ) -> float:
-    """Make the weights float32; return the fraction of them that is in memory, the rest is left to be evaluated.
+    """Pack the weights, or make them float32; return the fraction that is in memory, the rest is to be evaluated.
 
     Args:
         network: as it was loaded, not evaluated.
@@ -40,24 +41,28 @@ def prepare_for_cpu(
         progress: told that fraction as it grows.
         between: called before each weight; what it raises ends the work.
     """
-    quantised = _quantised_layers(network)
-    plain = 4 * sum(array.size for array in _float_parameters(network))
+    begun = 0.0
+    if wanted != "float32":
+        stored = sum(array.nbytes for array in _arrays(network)) or 1
+        begun = packed.pack(network, lambda size: progress(size / stored), between) / stored
+    quantised = {name: layer for name, layer in _quantised_layers(network).items() if not packed.is_packed(layer)}
+    plain = 4 * sum(array.size for array in _arrays(network, _is_loose) if _is_float(array))
     widened = 4 * sum(map(_size, quantised.values()))
     limit = memory.available_bytes() // 2
     if wanted != "float32" and (wanted == "quantized" or plain + widened >= limit):
         if plain < limit:
-            network.set_dtype(mx.float32)
-        return 0.0
-    done = 0
+            _widen(network)
+        return begun
+    done = 0.0
     while quantised:  # and freed one by one, so that no more memory is taken than the result needs
         name, layer = quantised.popitem()
         if _is_convertible(layer):
             between()
             network.update_modules(tree_unflatten([(name, _dequantised(layer))]))
-            done += 4 * _size(layer)
-            progress(done / (plain + widened))
-    network.set_dtype(mx.float32)
-    return done / ((plain + widened) or 1)
+            done += 4 * _size(layer) / (plain + widened)
+            progress(begun + (1 - begun) * done)
+    _widen(network)
+    return begun + (1 - begun) * done
 
 
 def weight_kind(network: Module) -> WeightKind:
@@ -65,14 +70,32 @@ def weight_kind(network: Module) -> WeightKind:
     if _quantised_layers(network):
         return "quantized"
     sizes: Counter[str] = Counter()
-    for array in _float_parameters(network):
+    for array in filter(_is_float, _arrays(network)):
         sizes[str(array.dtype).removeprefix("mlx.core.")] += array.nbytes
     return cast("WeightKind", sizes.most_common(1)[0][0])
 
 
-def _float_parameters(network: Module) -> list[mx.array]:
-    parameters: Any = tree_flatten(network.parameters())  # type: ignore[no-untyped-call]
-    return [array for _, array in parameters if mx.issubdtype(array.dtype, mx.floating)]
+def _arrays(network: Any, wanted: Callable[[Module, str, Any], bool] | None = None) -> list[mx.array]:
+    """Return the parameters."""
+    parameters: Any = tree_flatten(network.filter_and_map(wanted or network.valid_parameter_filter))
+    return [array for _, array in parameters]
+
+
+def _is_float(array: mx.array) -> bool:
+    return mx.issubdtype(array.dtype, mx.floating)
+
+
+def _is_loose(module: Module, key: str, value: Any) -> bool:
+    """Return whether a parameter is free to change its type."""
+    is_parameter = bool(type(module).valid_parameter_filter(module, key, value))  # type: ignore[no-untyped-call]
+    return is_parameter and (key == "bias" or not packed.is_packed(module))
+
+
+def _widen(network: Module) -> None:
+    def widen(array: mx.array) -> mx.array:
+        return array.astype(mx.float32) if _is_float(array) else array
+
+    network.apply(widen, _is_loose)
 
 
 def _quantised_layers(network: Module) -> dict[str, Any]:

@@ -7,7 +7,6 @@ kind of layer is compared with MLX's own before it is kept.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 import mlx.core as mx
 from mlx.nn.layers.positional_encoding import RoPE
 
-from lib_mlx.models.standins import ACTIVATIONS, LinearFunction, StandIns, calls
+from lib_mlx.models import cpu_library
+from lib_mlx.models.standins import ACTIVATIONS, StandIns, calls, is_reached
 from lib_mlx.models.upstream import Embedding, Linear, Llama3RoPE, QuantizedEmbedding, QuantizedLinear
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mlx.nn.layers.base import Module
+
+    from lib_mlx.models.standins import LinearFunction
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,12 @@ class Packed:
     """A layer whose products are left to our C: mixed into the layer's own class."""
 
     _stand_in: mx.array
+    _batch: mx.array  # the same as a batch of one
     _stand_ins: StandIns
+
+    def _compute(self, x: mx.array) -> mx.array:
+        # MLX flattens x before it multiplies it with a matrix, but not a batch of one with another.
+        return x @ (self._batch if x.ndim == 3 and x.shape[0] == 1 else self._stand_in)
 
 
 class PackedLinear(Packed):
@@ -43,7 +50,7 @@ class PackedLinear(Packed):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Multiply."""
-        return x @ self._stand_in
+        return self._compute(x)
 
 
 class PackedEmbedding(Packed):
@@ -60,7 +67,7 @@ class PackedEmbedding(Packed):
 
     def as_linear(self, x: mx.array) -> mx.array:
         """Multiply."""
-        return x @ self._stand_in
+        return self._compute(x)
 
 
 class WholeModule(Packed):
@@ -70,7 +77,7 @@ class WholeModule(Packed):
         """Compute, or leave what is more than an `x` to the module's own class."""
         if arguments or options:
             return super().__call__(x, *arguments, **options)  # type: ignore[misc]
-        return x @ self._stand_in
+        return self._compute(x)
 
 
 class Rotation(Packed):
@@ -115,31 +122,31 @@ class Positions:
 
 def pack(
     network: Module,
-    library: ctypes.CDLL,
     progress: Callable[[int], None] = lambda _: None,
     between: Callable[[], None] = lambda: None,
-) -> None:
-    """Let our C compute what layers it can, with their weights as they are.
+) -> int:
+    """Let our C compute what layers it can, with their weights as they are; return how many bytes of weights these are.
 
     Args:
         network: as it was loaded.
-        library: see `cpu_library`; MLX's products go to it.
         progress: told the bytes of weights that are in memory.
         between: called before each layer with a matrix; what it raises ends the work.
     """
+    library = cpu_library.load()
     modules: Any = network.modules()  # type: ignore[no-untyped-call]
     layers = [module for module in modules if _has_packable_weight(module)]
-    if not layers:
-        return
+    if library is None or not layers or not is_reached(library):
+        return 0
     packer = _Packer(library, len(modules), max(map(_count_numbers, layers)))
     done = 0
     for layer in layers:
         between()
-        packer.pack_layer(layer)
-        done += count_bytes(layer)
-        progress(done)
+        if packer.pack_layer(layer):
+            done += _count_bytes(layer)
+            progress(done)
     for module in modules:
         packer.pack_whole(module)
+    return done
 
 
 def is_packed(module: Module) -> bool:
@@ -147,8 +154,7 @@ def is_packed(module: Module) -> bool:
     return isinstance(module, PackedLinear | PackedEmbedding)
 
 
-def count_bytes(layer: Any) -> int:
-    """Return the size of a layer's matrix as it is stored."""
+def _count_bytes(layer: Any) -> int:
     arrays = (layer.get(name) for name in ("weight", "scales", "biases"))
     return sum(array.nbytes for array in arrays if array is not None)
 
@@ -181,8 +187,8 @@ class _Packer:
         self._verdicts: dict[object, bool] = {}  # of what has been compared, by what makes a kind
         self._rotations: dict[object, mx.array] = {}
 
-    def pack_layer(self, layer: Any) -> None:
-        """Pack a layer with a matrix."""
+    def pack_layer(self, layer: Any) -> bool:
+        """Pack a layer with a matrix; return whether it computes with that now."""
         function = (self._stand_ins.packed_function if "scales" in layer else self._stand_ins.plain_function)(layer)
         stand_in = self._stand_ins.linear(function)
         arrays = (layer.get(name) for name in ("weight", "scales", "bias"))
@@ -193,6 +199,7 @@ class _Packer:
             self._functions[id(layer)] = function
             mixin = PackedEmbedding if isinstance(layer, Embedding | QuantizedEmbedding) else PackedLinear
             self._change(layer, mixin, stand_in)
+        return self._verdicts[kind]
 
     def pack_whole(self, module: Any) -> None:
         """Make one operation of a module that consists of many."""
@@ -219,14 +226,14 @@ class _Packer:
         functions = [self._functions[id(mlp[name])] for name in ("gate_proj", "up_proj", "down_proj")]
         x = _sample(1, functions[0].matrix.columns)
         for activation in ACTIVATIONS:
-            stand_in = self._stand_ins.mlp(*functions, activation)
+            stand_in = self._stand_ins.mlp(functions, activation)
             if self._agree(x @ stand_in, mlp(x), type(mlp)):
                 self._change(mlp, WholeModule, stand_in)
                 return
 
     def _pack_rotation(self, rope: Any, columns: int) -> None:
-        frequencies = 1 / rope._freqs if type(rope) is Llama3RoPE else _frequencies(rope)
-        kind = type(rope), columns, rope.dims, rope.traditional, tuple(frequencies.tolist())
+        frequencies = _frequencies(rope)
+        kind = type(rope), columns, rope.dims, rope.traditional, bytes(memoryview(cast("Any", frequencies)))
         if kind not in self._rotations:
             self._rotations[kind] = self._stand_ins.rotation(columns, frequencies, neighbours=rope.traditional)
             x = _sample(12, columns).reshape(2, 2, 3, columns)
@@ -241,8 +248,7 @@ class _Packer:
     def _is_right(self, layer: Any, stand_in: mx.array) -> bool:
         """Compare some outputs with those of the dequantised weights."""
         count = layer.weight.shape[0]
-        some = sorted({*range(min(16, count)), *range(max(0, count - 16), count)})
-        some = mx.array(some)
+        some = mx.array(sorted({*range(min(16, count)), *range(max(0, count - 16), count)}))
         weight = _widened(layer, some)
         bias = layer.bias[some].astype(mx.float32) if "bias" in layer else 0
         before = calls(self._library)
@@ -257,20 +263,23 @@ class _Packer:
         # Module's own way of setting attributes, which would make them parameters.
         module.__class__ = _mix(mixin, type(module))
         object.__setattr__(module, "_stand_in", stand_in)
+        object.__setattr__(module, "_batch", stand_in[None])
         object.__setattr__(module, "_stand_ins", self._stand_ins)
 
     @staticmethod
     def _agree(found: mx.array, expected: mx.array, what: object) -> bool:
-        difference, scale = mx.abs(found - expected).max().item(), mx.abs(expected).max().item()
+        difference, scale = (float(cast("float", mx.abs(array).max().item())) for array in (found - expected, expected))
         if difference <= _TOLERANCE * scale:
             return True
         log.debug("MLX computes %s itself: %g of %g differ", what, difference, scale)
         return False
 
 
-@functools.cache
+_mixed: dict[tuple[type, type], type] = {}
+
+
 def _mix(mixin: type[Packed], own: type) -> type:
-    return type(own.__name__, (mixin, own), {})
+    return _mixed.setdefault((mixin, own), type(own.__name__, (mixin, own), {}))
 
 
 def _widened(layer: Any, some: mx.array) -> mx.array:
@@ -286,5 +295,7 @@ def _sample(rows: int, columns: int) -> mx.array:
 
 
 def _frequencies(rope: Any) -> mx.array:
+    if type(rope) is Llama3RoPE:
+        return cast("mx.array", 1 / rope["_freqs"])
     pairs = mx.arange(0, rope.dims, 2, dtype=mx.float32) / rope.dims
     return cast("mx.array", mx.exp(-math.log(rope.base) * pairs) * rope.scale)

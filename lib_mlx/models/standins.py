@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import mlx.core as mx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _STEP = 16  # floats between two stand-ins: LM_STANDIN_STEP
 _ARENA_COLUMNS = 4096
@@ -56,7 +56,8 @@ class StandIns:
         self._kept: list[mx.array] = []
         self._used = 0
         # Never written, never read: only addresses.
-        self._arena = _unwritten(library, count * _STEP + largest)
+        self._arena = _allocate(library, -(-(count * _STEP + largest) // _ARENA_COLUMNS))
+        mx.eval(self._arena)
         handle = _open(library, self._arena, count)
         self._handle = handle
         weakref.finalize(self, _close, library, handle, self._kept)
@@ -71,13 +72,12 @@ class StandIns:
         arguments = weight.size, ctypes.c_float(epsilon), ctypes.c_void_p(self._keep(weight, mx.float32))
         return self._add(self._library.lib_mlx_standins_add_norm, (weight.size, weight.size), *arguments)
 
-    def mlp(
-        self, gate: LinearFunction, up: LinearFunction, down: LinearFunction, activation: Activation
-    ) -> mx.array:
-        """Return the array w for which x @ w is down(activation(gate(x)) * up(x))."""
-        functions = (ctypes.byref(function) for function in (gate, up, down))
+    def mlp(self, functions: Sequence[LinearFunction], activation: Activation) -> mx.array:
+        """Return the array w for which x @ w is down(activation(gate(x)) * up(x)); the functions are these three."""
+        gate, _, down = functions
+        references = map(ctypes.byref, functions)
         shape = gate.matrix.columns, down.matrix.rows
-        return self._add(self._library.lib_mlx_standins_add_mlp, shape, *functions, ACTIVATIONS.index(activation))
+        return self._add(self._library.lib_mlx_standins_add_mlp, shape, *references, ACTIVATIONS.index(activation))
 
     def rotation(self, columns: int, frequencies: mx.array, *, neighbours: bool) -> mx.array:
         """Return the array w for which mx.addmm(positions, x, w) is x with rotary positions."""
@@ -126,12 +126,18 @@ def calls(library: ctypes.CDLL) -> int:
     return int(count())
 
 
-def _unwritten(library: ctypes.CDLL, size: int) -> mx.array:
-    """Return an array of at least `size` floats that takes addresses, but no memory until it is written.
+def is_reached(library: ctypes.CDLL) -> bool:
+    """Return whether MLX's products go through `library`. Engine thread only."""
+    before = calls(library)
+    _allocate(library, 1)
+    return calls(library) == before + 1
+
+
+def _allocate(library: ctypes.CDLL, rows: int) -> mx.array:
+    """Return an array that takes addresses, but no memory until it is written.
 
     All of MLX's own functions write what they allocate, so it is made by a stand-in, too.
     """
-    rows = -(-size // _ARENA_COLUMNS)
     nothing = mx.zeros((_ARENA_COLUMNS, 2))
     mx.eval(nothing)
     handle = _open(library, nothing, 1)
