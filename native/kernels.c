@@ -95,10 +95,15 @@ INLINE floats load_as(int format, const void *place, int64_t index)
     }
 }
 
+INLINE int bytes_of(int format)
+{
+    return format == LM_FLOAT32 ? 4 : 2;
+}
+
 /* The last `count` values of a row. */
 INLINE floats load_tail(int format, const void *place, int64_t index, int count)
 {
-    int size = format == LM_FLOAT32 ? 4 : 2;
+    int size = bytes_of(format);
     uint32_t tail[LANES] = {0};
 
     memcpy(tail, (const uint8_t *)place + index * size, (size_t)(count * size));
@@ -109,9 +114,13 @@ INLINE void widen(int format, const void *from, int64_t begin, int count, float 
 {
     int i = 0;
 
-    for (; i + LANES <= count; i += LANES)
+    for (; i + LANES <= count; i += LANES) {
+        __builtin_prefetch((const uint8_t *)from + (begin + i + AHEAD * count) * bytes_of(format));
         store(to + i, load_as(format, from, begin + i));
-    if (i < count) {
+    }
+    if (i < count && i) {
+        store(to + count - LANES, load_as(format, from, begin + count - LANES)); /* some of them once more */
+    } else if (i < count) {
         floats tail = load_tail(format, from, begin + i, count - i);
 
         memcpy(to + i, &tail, (size_t)(count - i) * sizeof *to);
@@ -165,7 +174,7 @@ INLINE struct cut cut_row(const struct lm_matrix *matrix, int format)
 
 INLINE int64_t row_bytes(const struct lm_matrix *matrix, int format)
 {
-    return is_float(format) ? (int64_t)matrix->columns * (format == LM_FLOAT32 ? 4 : 2)
+    return is_float(format) ? (int64_t)matrix->columns * bytes_of(format)
                             : matrix->columns / values_per_byte(format);
 }
 
@@ -205,12 +214,12 @@ INLINE void decode_block(int format, const uint8_t *place, floats scale, floats 
     ints packed = load_bytes(place);
 
 #if defined(__AVX512F__)
-    if (bits <= 4) { /* A register holds every weight that the group can have; only four bits are looked at. */
-        ints numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        floats table = to_floats(numbers & ((1 << bits) - 1)) * scale + bias;
+    if (format == LM_4_BITS) { /* A register holds all the weights of a group; an index is four bits. */
+        const ints numbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        floats table = to_floats(numbers) * scale + bias;
 
-        for (int value = 0; value < values; value++)
-            weights[value] = (floats)_mm512_permutexvar_ps((__m512i)(packed >> value * bits), (__m512)table);
+        weights[0] = (floats)_mm512_permutexvar_ps((__m512i)packed, (__m512)table);
+        weights[1] = (floats)_mm512_permutexvar_ps((__m512i)(packed >> 4), (__m512)table);
         return;
     }
 #endif
@@ -242,7 +251,7 @@ INLINE void multiply_rows(const struct lm_matrix *matrix, int format, int row, i
     const int groups = count_groups(matrix, format), values = values_per_byte(format);
     const int rest = is_float(format) ? matrix->columns % LANES : 0;
     const int64_t bytes = row_bytes(matrix, format), width = lm_width(matrix);
-    const int64_t block_bytes = is_float(format) ? LANES * (format == LM_FLOAT32 ? 4 : 2) : LANES;
+    const int64_t block_bytes = is_float(format) ? LANES * bytes_of(format) : LANES;
     const uint8_t *place = (const uint8_t *)matrix->values + row * bytes;
     const uint8_t *ahead = place + AHEAD * outputs * bytes;
     floats sums[4][4] = {{{0}}}, weights[4][4], scale[4] = {{0}}, bias[4] = {{0}};
@@ -301,17 +310,28 @@ INLINE void multiply_format(const struct lm_matrix *matrix, int format, int rows
     }
 }
 
+/* One function each: the compiler does better on small ones. */
+#define MULTIPLY(name, format)                                                                                         \
+    static __attribute__((noinline)) void name(const struct lm_matrix *matrix, int rows, const float *x, float *y,     \
+                                               int64_t ldy, float *scratch)                                            \
+    {                                                                                                                  \
+        multiply_format(matrix, format, rows, x, y, ldy, scratch);                                                     \
+    }
+MULTIPLY(multiply_float32, LM_FLOAT32)
+MULTIPLY(multiply_float16, LM_FLOAT16)
+MULTIPLY(multiply_bfloat16, LM_BFLOAT16)
+MULTIPLY(multiply_2_bits, LM_2_BITS)
+MULTIPLY(multiply_4_bits, LM_4_BITS)
+MULTIPLY(multiply_8_bits, LM_8_BITS)
+
 static void multiply(const struct lm_matrix *matrix, int rows, const float *x, float *y, int64_t ldy,
                      float *scratch)
 {
-    switch (matrix->format) {
-    case LM_FLOAT32: multiply_format(matrix, LM_FLOAT32, rows, x, y, ldy, scratch); break;
-    case LM_FLOAT16: multiply_format(matrix, LM_FLOAT16, rows, x, y, ldy, scratch); break;
-    case LM_BFLOAT16: multiply_format(matrix, LM_BFLOAT16, rows, x, y, ldy, scratch); break;
-    case LM_2_BITS: multiply_format(matrix, LM_2_BITS, rows, x, y, ldy, scratch); break;
-    case LM_4_BITS: multiply_format(matrix, LM_4_BITS, rows, x, y, ldy, scratch); break;
-    case LM_8_BITS: multiply_format(matrix, LM_8_BITS, rows, x, y, ldy, scratch); break;
-    }
+    static void (*const by_format[])(const struct lm_matrix *, int, const float *, float *, int64_t, float *) = {
+        [LM_FLOAT32] = multiply_float32, [LM_FLOAT16] = multiply_float16, [LM_BFLOAT16] = multiply_bfloat16,
+        [LM_2_BITS] = multiply_2_bits,   [LM_4_BITS] = multiply_4_bits,   [LM_8_BITS] = multiply_8_bits};
+
+    by_format[matrix->format](matrix, rows, x, y, ldy, scratch);
 }
 
 INLINE void decode_row(const struct lm_matrix *matrix, int format, int row, float *weights, float *scratch)
