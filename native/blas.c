@@ -108,8 +108,8 @@ void lib_mlx_blas_sgemm(int order, int trans_a, int trans_b, int m, int n, int k
 {
     int previous;
 
-    if (order == ROW_MAJOR && alpha == 1 && trans_b != NO_TRANS &&
-        lm_standin_multiply(trans_a != NO_TRANS, m, n, k, a, lda, b, beta, c, ldc))
+    if (order == ROW_MAJOR && trans_b != NO_TRANS &&
+        lm_standin_multiply(trans_a != NO_TRANS, m, n, k, alpha, a, lda, b, beta, c, ldc))
         return;
     previous = begin_product();
     if (order == ROW_MAJOR && m == 1 && n > 0 && k > 0) { /* c' = op(b)' a' */

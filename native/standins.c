@@ -198,20 +198,21 @@ static float *transpose(int m, int k, const float *x, int64_t ldx)
     return copy;
 }
 
-static void run_and_add(const struct standin *standin, int m, const float *x, int64_t ldx, float beta, float *c,
-                        int64_t ldc)
+static void run_and_add(const struct standin *standin, int m, float alpha, const float *x, int64_t ldx, float beta,
+                        float *c, int64_t ldc)
 {
     float *y = allocate((int64_t)m * standin->rows);
 
     run(standin, m, x, ldx, y, standin->rows);
     for (int row = 0; row < m; row++)
         for (int column = 0; column < standin->rows; column++)
-            c[row * ldc + column] = beta * c[row * ldc + column] + y[(int64_t)row * standin->rows + column];
+            c[row * ldc + column] = (beta == 0 ? 0 : beta * c[row * ldc + column]) +
+                                    alpha * y[(int64_t)row * standin->rows + column];
     free(y);
 }
 
-int lm_standin_multiply(int transposed, int m, int n, int k, const float *x, int64_t ldx, const float *b, float beta,
-                        float *c, int64_t ldc)
+int lm_standin_multiply(int transposed, int m, int n, int k, float alpha, const float *x, int64_t ldx, const float *b,
+                        float beta, float *c, int64_t ldc)
 {
     const struct standin *standin;
     float *copy = NULL;
@@ -228,8 +229,8 @@ int lm_standin_multiply(int transposed, int m, int n, int k, const float *x, int
         x = copy = transpose(m, k, x, ldx);
         ldx = k;
     }
-    if (beta != 0 && standin->meaning != ROTATION)
-        run_and_add(standin, m, x, ldx, beta, c, ldc);
+    if ((alpha != 1 || beta != 0) && standin->meaning != ROTATION)
+        run_and_add(standin, m, alpha, x, ldx, beta, c, ldc);
     else
         run(standin, m, x, ldx, c, ldc);
     free(copy);

@@ -63,8 +63,8 @@ LM_STANDINS_API void lib_mlx_standins_add_mlp(struct lm_standins *standins, int 
 LM_STANDINS_API void lib_mlx_standins_add_rotation(struct lm_standins *standins, int index, int columns, int pairs,
                                                    int neighbours, const float *frequencies);
 
-/* cblas_sgemm() without alpha and order: c = x b' + beta c, row-major. 0: b is no stand-in, and nothing was done. */
-int lm_standin_multiply(int transposed, int m, int n, int k, const float *x, int64_t ldx, const float *b, float beta,
-                        float *c, int64_t ldc);
+/* cblas_sgemm() for what is row-major: c = alpha op(x) b' + beta c. 0: b is no stand-in, and nothing was done. */
+int lm_standin_multiply(int transposed, int m, int n, int k, float alpha, const float *x, int64_t ldx, const float *b,
+                        float beta, float *c, int64_t ldc);
 
 #endif

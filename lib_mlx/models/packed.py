@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _HALF = (mx.float16, mx.bfloat16)
 _TOLERANCE = 2e-4  # of the largest number
+_TRIALS = 3  # stand-ins that one module may take, at most
 _ROWS = (1, 5, 40)  # of samples: one, few, many
 
 
@@ -137,7 +138,11 @@ def pack(
     layers = [module for module in modules if _has_packable_weight(module)]
     if library is None or not layers or not is_reached(library):
         return 0
-    packer = _Packer(library, len(modules), max(map(_count_numbers, layers)))
+    try:
+        packer = _Packer(library, _TRIALS * len(modules), max(map(_count_numbers, layers)))
+    except MemoryError as error:
+        log.debug("MLX computes all layers itself: %s", error)
+        return 0
     done = 0
     for layer in layers:
         between()

@@ -11,6 +11,7 @@ import build_ffi
 
 pytestmark = pytest.mark.skipif(not build_ffi.HAS_CPU, reason="Linux only")
 
+
 @pytest.mark.parametrize("flags", [(), pytest.param(("-g", "-O1", "-fsanitize=address"), marks=pytest.mark.slow)])
 def test_every_level_agrees_with_plain_c(tmp_path: Path, flags: tuple[str, ...]) -> None:
     """Products, norms and activations are right for all formats, group sizes and shapes, and touch only their memory."""

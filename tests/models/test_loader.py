@@ -19,6 +19,7 @@ from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import load_weights
 
 if TYPE_CHECKING:
+    import ctypes
     from pathlib import Path
 
     from lib_mlx.config import CpuWeights
@@ -120,10 +121,27 @@ def arrays(weights: Weights) -> list[Any]:
     return [array for _, array in tree_flatten(weights.network.parameters())]
 
 
+@pytest.fixture
+def without_shim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the C for the CPU was not built."""
+    monkeypatch.setattr(cpu_library, "load", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"), [("auto", "quantized"), ("float32", "float32"), ("quantized", "quantized")]
+)
+def test_weights_on_the_cpu(shim: ctypes.CDLL, quantised: Path, wanted: CpuWeights, expected: str) -> None:
+    """Quantised weights stay as they are stored, scales too, unless float32 is wanted; the rest becomes float32."""
+    weights = load(quantised, cpu_weights=wanted)
+    assert (weights.device, weights.kind) == ("cpu", expected)
+    stored = {"float16", "uint32"} if expected == "quantized" else set()
+    assert {str(array.dtype).removeprefix("mlx.core.") for array in arrays(weights)} == {"float32"} | stored
+
+
 @pytest.mark.parametrize(
     ("wanted", "expected"), [("auto", "float32"), ("float32", "float32"), ("quantized", "quantized")]
 )
-def test_weights_on_the_cpu(quantised: Path, wanted: CpuWeights, expected: str) -> None:
+def test_weights_without_our_c(without_shim: None, quantised: Path, wanted: CpuWeights, expected: str) -> None:
     """Quantised weights become float32 unless they are to stay; what is not quantised becomes float32 anyway."""
     weights = load(quantised, cpu_weights=wanted)
     assert (weights.device, weights.kind) == ("cpu", expected)
@@ -133,23 +151,37 @@ def test_weights_on_the_cpu(quantised: Path, wanted: CpuWeights, expected: str) 
 
 
 @pytest.mark.parametrize(("free_mb", "expected"), [(0.1, "quantized"), (0.9, "quantized"), (100, "float32")])
-def test_memory_decides(quantised: Path, monkeypatch: pytest.MonkeyPatch, free_mb: float, expected: str) -> None:
-    """Unless told, weights are dequantised if that takes less than half of the free memory."""
+def test_memory_decides(
+    without_shim: None, quantised: Path, monkeypatch: pytest.MonkeyPatch, free_mb: float, expected: str
+) -> None:
+    """What our C cannot pack is dequantised if that takes less than half of the free memory."""
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=int(free_mb * 1e6)))
     assert load(quantised).kind == expected
     assert load(quantised, cpu_weights="float32").kind == "float32"
 
 
-def test_half_precision_is_widened_if_it_fits(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that are stored in half precision become float32 in memory, whatever was asked, if they fit."""
+def halve(path: Path) -> None:
+    """Store a checkpoint in half precision."""
     import mlx.core as mx
 
-    def halve() -> None:
-        file = str(copy / "model.safetensors")
+    def work() -> None:
+        file = str(path / "model.safetensors")
         weights = mx.load(file)
         mx.save_safetensors(file, {name: array.astype(mx.bfloat16) for name, array in weights.items()})
 
-    get_worker().run(halve)
+    get_worker().run(work)
+
+
+def test_half_precision(shim: ctypes.CDLL, copy: Path) -> None:
+    """Weights that are stored in half precision stay so, unless float32 is wanted."""
+    halve(copy)
+    assert load(copy).kind == load(copy, cpu_weights="quantized").kind == "bfloat16"
+    assert load(copy, cpu_weights="float32").kind == "float32"
+
+
+def test_half_precision_is_widened_if_it_fits(without_shim: None, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without our C, weights that are stored in half precision become float32, whatever was asked, if they fit."""
+    halve(copy)
     assert load(copy).kind == load(copy, cpu_weights="quantized").kind == "float32"
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
     assert load(copy).kind == "bfloat16"
@@ -169,7 +201,7 @@ def test_dequantised_weights_are_exact(
     packed = load(copy, cpu_weights="quantized").network
     if not native:
         monkeypatch.setattr(cpu_library, "load", lambda: None)
-    plain = load(copy).network
+    plain = load(copy, cpu_weights="float32").network
 
     def difference() -> float:
         worst = 0.0
@@ -184,10 +216,11 @@ def test_dequantised_weights_are_exact(
     assert get_worker().run(difference) < 1e-6
 
 
-def test_progress_of_a_load(quantised: Path) -> None:
-    """It rises to 1 while weights are dequantised."""
+@pytest.mark.parametrize("wanted", ["auto", "float32"])
+def test_progress_of_a_load(shim: ctypes.CDLL, quantised: Path, wanted: CpuWeights) -> None:
+    """It rises to 1 while weights are packed or dequantised."""
     seen: list[float] = []
-    get_worker().run(lambda: load_weights(inspect(quantised), seen.append, lambda: False, "float32"))
+    get_worker().run(lambda: load_weights(inspect(quantised), seen.append, lambda: False, wanted))
     assert seen == sorted(seen)
     assert len(seen) > 3
     assert seen[-1] == 1.0
@@ -208,10 +241,11 @@ def test_dequantising_takes_no_more_memory_than_its_result(smollm2: Path) -> Non
     assert 500e6 < result <= peak_bytes < 1.1 * result
 
 
-def test_dequantising_can_be_cancelled(quantised: Path) -> None:
-    """A load is cancelled between two slices, also while weights are dequantised."""
+@pytest.mark.parametrize("wanted", ["auto", "float32"])
+def test_preparing_can_be_cancelled(shim: ctypes.CDLL, quantised: Path, wanted: CpuWeights) -> None:
+    """A load is cancelled between two slices, also while weights are packed or dequantised."""
     with pytest.raises(LoadCancelled):
-        get_worker().run(lambda: load_weights(inspect(quantised), lambda _: None, lambda: True, "float32"))
+        get_worker().run(lambda: load_weights(inspect(quantised), lambda _: None, lambda: True, wanted))
 
 
 def test_experts_are_dequantised(crafted: Path) -> None:
