@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not build_ffi.HAS_CPU, reason="Linux only")
 
 @pytest.mark.parametrize("flags", [(), pytest.param(("-g", "-O1", "-fsanitize=address"), marks=pytest.mark.slow)])
 def test_every_level_agrees_with_plain_c(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    """Products, norms and activations are right for all formats, group sizes and shapes, and touch only their memory."""
+    """Products, norms and activations are right for all formats and shapes, and touch only their memory."""
     compiler = [*build_ffi._compiler(), *build_ffi.STRICT, f"-I{build_ffi.NATIVE}"]
     objects = [tmp_path / f"{level}.o" for level in build_ffi.KERNEL_LEVELS]
     for level, made in zip(build_ffi.KERNEL_LEVELS.values(), objects, strict=True):

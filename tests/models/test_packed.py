@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -27,6 +26,7 @@ from lib_mlx.models.standins import calls
 if TYPE_CHECKING:
     import ctypes
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from lib_mlx.config import CpuWeights
 
