@@ -65,9 +65,10 @@ extern "C" {
  *     thinking_enabled  bool (true): whether the chat template may open a reasoning block
  *     lazy_encoders     bool (true): load image and audio encoders at their first use
  *     context_length    integer: upper bound in tokens of prompt plus completion; the model's own if not given
- *     cpu_weights       "auto" | "float32" | "quantized": on the CPU, dequantise weights to float32 (prefill
- *                       far faster, 8 times the memory of 4-bit weights) or keep them; "auto", the
- *                       default, dequantises if that takes less than half of the free memory
+ *     cpu_weights       "auto" | "float32" | "quantized": on the CPU, dequantise weights to float32 (8 times
+ *                       the memory of 4-bit weights) or keep quantised ones; "auto", the default and the
+ *                       fastest, dequantises only what the library cannot multiply with as it is stored
+ *                       (other than 2, 4 and 8 bits), if that takes less than half of the free memory
  *     kv_bits           4 | 8: keep keys and values of the cache in so many bits: less memory, some loss, and
  *                       requests are decoded in turns instead of together
  *     memory_limit_bytes  integer: the most that weights and caches may take; what is free if not given

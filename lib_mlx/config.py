@@ -43,8 +43,9 @@ class EngineConfig(_Config):
     context_length: Annotated[int, Field(ge=1)] | None = None
     """Upper bound in tokens of prompt plus completion; the model's own if not given."""
     cpu_weights: CpuWeights = "auto"
-    """Where MLX runs on the CPU: dequantise to float32, far faster (docs/performance.md) but 8 times the size
-    of 4-bit weights; or keep quantised weights so. "auto" dequantises if that takes under half of the free memory."""
+    """Where MLX runs on the CPU: make weights float32, 8 times the size of 4-bit ones; or keep quantised weights so.
+    "auto" keeps what our own C can multiply with, and dequantises the rest if that takes under half of the free memory:
+    the fastest (docs/performance.md)."""
     kv_bits: Literal[4, 8] | None = None
     """Keep keys and values of the cache in so many bits: less memory, some loss, and requests decode in turns."""
     memory_limit_bytes: Annotated[int, Field(ge=1)] | None = None
