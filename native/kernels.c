@@ -6,14 +6,19 @@
 /* A level is a number of lanes and how they are loaded; the rest is the same for all. */
 #if defined(__AVX512F__)
 #include <immintrin.h>
-enum { LANES = 16 };
+enum { LANES = 16, REGISTERS = 32, FEW_ROWS = 256 };
 #define KERNELS lm_kernels_avx512
 #elif defined(__AVX2__)
 #include <immintrin.h>
-enum { LANES = 8 };
+enum { LANES = 8, REGISTERS = 16, FEW_ROWS = 16 };
 #define KERNELS lm_kernels_avx2
 #else
-enum { LANES = 4 };
+#if defined(__aarch64__)
+enum { REGISTERS = 32 };
+#else
+enum { REGISTERS = 16 };
+#endif
+enum { LANES = 4, FEW_ROWS = 6 };
 #define KERNELS lm_kernels_baseline
 #endif
 
@@ -287,7 +292,7 @@ INLINE void multiply_rows(const struct lm_matrix *matrix, int format, int row, i
 INLINE void multiply_inputs(const struct lm_matrix *matrix, int format, int inputs, const float *x, float *y,
                             int64_t ldy, float *scratch)
 {
-    const int outputs = inputs <= 2 ? 4 : 2;
+    const int outputs = inputs <= 2 || REGISTERS == 32 ? 4 : 2;
     int row = 0;
 
     for (; row + outputs <= matrix->rows; row += outputs)
@@ -453,4 +458,4 @@ static void activate(enum lm_activation activation, int64_t count, float *gate, 
     }
 }
 
-const struct lm_kernels KERNELS = {arrange, multiply, decode, normalize, activate};
+const struct lm_kernels KERNELS = {FEW_ROWS, arrange, multiply, decode, normalize, activate};

@@ -24,6 +24,8 @@ struct lm_matrix {
 
 /* All of them: any thread; x, y and weights are float32. */
 struct lm_kernels {
+    int few_rows; /* of x: up to so many, multiply() is faster than decode() and OpenBLAS's sgemm */
+
     /* The order of columns in which multiply() and decode() take a matrix, applied to `rows` rows of x. Each becomes
      * lm_width() long, filled up with zeros. */
     void (*arrange)(const struct lm_matrix *matrix, int rows, const float *x, int64_t ldx, float *arranged);

@@ -7,9 +7,8 @@
 
 #include "blas.h"
 
-/* Up to FEW_ROWS rows of x, multiplying with the packed weights is faster than decoding them for a sgemm. A block of
- * decoded weights stays in the second-level cache. */
-enum { FEW_ROWS = 16, BLOCK_FLOATS = (512 << 10) / 4, GROUPS = 64, ANGLES = 64 };
+/* A block of decoded weights stays in the second-level cache. */
+enum { BLOCK_FLOATS = (512 << 10) / 4, GROUPS = 64, ANGLES = 64 };
 
 enum meaning { UNKNOWN, NOTHING, LINEAR, NORM, MLP, ROTATION };
 
@@ -106,7 +105,7 @@ static void run_linear(const struct lm_linear *linear, int m, const float *x, in
     float *arranged = allocate(m * lm_width(matrix) + lm_scratch(matrix)), *scratch = arranged + m * lm_width(matrix);
 
     kernels->arrange(matrix, m, x, ldx, arranged);
-    (m <= FEW_ROWS ? kernels->multiply : multiply_many_rows)(matrix, m, arranged, y, ldy, scratch);
+    (m <= kernels->few_rows ? kernels->multiply : multiply_many_rows)(matrix, m, arranged, y, ldy, scratch);
     free(arranged);
     for (int row = 0; linear->bias && row < m; row++)
         for (int column = 0; column < matrix->rows; column++)

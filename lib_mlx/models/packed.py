@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
@@ -198,13 +199,14 @@ class _Packer:
         stand_in = self._stand_ins.linear(function)
         arrays = (layer.get(name) for name in ("weight", "scales", "bias"))
         kind = (type(layer), *((array.shape, array.dtype) for array in arrays if array is not None))
-        if kind not in self._verdicts:
-            self._verdicts[kind] = self._is_right(layer, stand_in)
-        if self._verdicts[kind]:
-            self._functions[id(layer)] = function
-            mixin = PackedEmbedding if isinstance(layer, Embedding | QuantizedEmbedding) else PackedLinear
-            self._change(layer, mixin, stand_in)
-        return self._verdicts[kind]
+        if not self._decide(kind, partial(self._is_right, layer, stand_in)):
+            _leave(layer)
+            return False
+        self._functions[id(layer)] = function
+        self._change(
+            layer, PackedEmbedding if isinstance(layer, Embedding | QuantizedEmbedding) else PackedLinear, stand_in
+        )
+        return True
 
     def pack_whole(self, module: Any) -> None:
         """Make one operation of a module that consists of many."""
@@ -219,13 +221,10 @@ class _Packer:
         weight = norm.weight.astype(mx.float32)
         for offset in (0, 1):  # some families store the weight less 1
             stand_in = self._stand_ins.norm(weight + offset, norm.eps)
-            kind = type(norm), norm.eps, weight.shape, offset
-            if kind not in self._verdicts:
-                x = _sample(3, weight.size) * mx.array([[1], [1e-2], [100]])
-                self._verdicts[kind] = self._agree(x @ stand_in, norm(x), kind)
-            if self._verdicts[kind]:
+            if self._decide((type(norm), norm.eps, weight.shape, offset), partial(_agree_on_rows, norm, stand_in)):
                 self._change(norm, WholeModule, stand_in)
                 return
+        _leave(norm)
 
     def _pack_mlp(self, mlp: Any) -> None:
         functions = [self._functions[id(mlp[name])] for name in ("gate_proj", "up_proj", "down_proj")]
@@ -233,23 +232,35 @@ class _Packer:
         x = x * (2 / mx.sqrt(mx.square(mlp.gate_proj(x)).mean()))  # where activations differ most
         for activation in ACTIVATIONS:
             stand_in = self._stand_ins.mlp(functions, activation)
-            if self._agree(x @ stand_in, mlp(x), type(mlp)):
+            if _agree(x @ stand_in, mlp(x)):
                 self._change(mlp, WholeModule, stand_in)
                 return
+        _leave(mlp)
 
     def _pack_rotation(self, rope: Any, columns: int) -> None:
         frequencies = _frequencies(rope)
         kind = type(rope), columns, rope.dims, rope.traditional, bytes(memoryview(cast("Any", frequencies)))
-        if kind not in self._rotations:
+        if kind not in self._rotations:  # one for all layers: they turn by the same angles
             self._rotations[kind] = self._stand_ins.rotation(columns, frequencies, neighbours=rope.traditional)
-            x = _sample(12, columns).reshape(2, 2, 3, columns)
-            offsets = 0, 50, mx.array([7, -3])
-            found = [mx.addmm(Positions().find(offset, 3), x, self._rotations[kind]) for offset in offsets]
-            expected = [rope(x, offset=offset) for offset in offsets]
-            self._verdicts[kind] = self._agree(mx.stack(found), mx.stack(expected), kind)
-        if self._verdicts[kind]:
+        if self._decide(kind, partial(_agree_on_positions, rope, self._rotations[kind])):
             self._change(rope, Rotation, self._rotations[kind])
             object.__setattr__(rope, "_positions", self._positions)
+        else:
+            _leave(rope)
+
+    def _decide(self, kind: object, compare: Callable[[], bool]) -> bool:
+        """Compare the first of a kind."""
+        if kind not in self._verdicts:
+            self._verdicts[kind] = compare()
+        return self._verdicts[kind]
+
+    def _change(self, module: Any, mixin: type[Packed], stand_in: mx.array) -> None:
+        # Its class, not the module: whoever refers to it keeps it, and its arrays stay where they were. Past
+        # Module's own way of setting attributes, which would make them parameters.
+        module.__class__ = _mix(mixin, type(module))
+        object.__setattr__(module, "_stand_in", stand_in)
+        object.__setattr__(module, "_batch", stand_in[None])
+        object.__setattr__(module, "_stand_ins", self._stand_ins)
 
     def _is_right(self, layer: Any, stand_in: mx.array) -> bool:
         """Compare some outputs with those of the dequantised weights."""
@@ -260,25 +271,30 @@ class _Packer:
         before = calls(self._library)
         for rows in _ROWS:
             x = _sample(rows, weight.shape[1])
-            if not self._agree((x @ stand_in)[:, some], x @ weight.T + bias, type(layer)):
+            if not _agree((x @ stand_in)[:, some], x @ weight.T + bias):
                 return False
         return calls(self._library) == before + len(_ROWS)
 
-    def _change(self, module: Any, mixin: type[Packed], stand_in: mx.array) -> None:
-        # Its class, not the module: whoever refers to it keeps it, and its arrays stay where they were. Past
-        # Module's own way of setting attributes, which would make them parameters.
-        module.__class__ = _mix(mixin, type(module))
-        object.__setattr__(module, "_stand_in", stand_in)
-        object.__setattr__(module, "_batch", stand_in[None])
-        object.__setattr__(module, "_stand_ins", self._stand_ins)
 
-    @staticmethod
-    def _agree(found: mx.array, expected: mx.array, what: object) -> bool:
-        difference, scale = (float(cast("float", mx.abs(array).max().item())) for array in (found - expected, expected))
-        if difference <= _TOLERANCE * scale:
-            return True
-        log.debug("MLX computes %s itself: %g of %g differ", what, difference, scale)
-        return False
+def _leave(module: Any) -> None:
+    log.debug("MLX computes a %s itself: ours gives other results", type(module).__name__)
+
+
+def _agree(found: mx.array, expected: mx.array) -> bool:
+    difference, scale = (float(cast("float", mx.abs(array).max().item())) for array in (found - expected, expected))
+    return difference <= _TOLERANCE * scale
+
+
+def _agree_on_rows(norm: Any, stand_in: mx.array) -> bool:
+    x = _sample(3, stand_in.shape[0]) * mx.array([[1], [1e-2], [100]])
+    return _agree(x @ stand_in, norm(x))
+
+
+def _agree_on_positions(rope: Any, stand_in: mx.array) -> bool:
+    x = _sample(12, stand_in.shape[0]).reshape(2, 2, 3, -1)
+    offsets = 0, 50, mx.array([7, -3])
+    found = [mx.addmm(Positions().find(offset, 3), x, stand_in) for offset in offsets]
+    return _agree(mx.stack(found), mx.stack([rope(x, offset=offset) for offset in offsets]))
 
 
 _mixed: dict[tuple[type, type], type] = {}

@@ -64,7 +64,7 @@ class StandIns:
         mx.eval(self._arena)
         handle = _open(library, self._arena, count)
         self._handle = handle
-        weakref.finalize(self, _close, library, handle, self._kept)
+        weakref.finalize(self, _close, library, handle, self._kept).atexit = False
 
     def linear(self, function: LinearFunction) -> mx.array:
         """Return the array w for which x @ w is the function of x."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(not build_ffi.HAS_CPU, reason="Linux only")
 
-ROWS = (*range(1, 18), 64)
+ROWS = (*range(1, 18), 64, 300)
 
 
 @pytest.fixture(params=[0, 1, 2])
