@@ -27,8 +27,8 @@ struct lm_linear {
 };
 
 /* The level of instructions: 0 is that of the compiler's target, then AVX2 with FMA and F16C, then AVX-512. Returns
- * the one that is used from now on: the one that is asked for or, where the processor does not have it, the best that it
- * has. At first it is the best. For tests; not while anything is multiplied. */
+ * the one that is used from now on: the one that is asked for or, where the processor does not have it, the best that
+ * it has. At first it is the best. For tests; not while anything is multiplied. */
 LM_STANDINS_API int lib_mlx_standins_set_level(int level);
 
 /* How many products were given to functions. */

@@ -135,7 +135,8 @@ def pack(
         between: called before each layer with a matrix; what it raises ends the work.
     """
     library = cpu_library.load()
-    modules: Any = network.modules()  # type: ignore[no-untyped-call]
+    listed: Any = network.modules()  # type: ignore[no-untyped-call]
+    modules = list({id(module): module for module in listed}.values())
     layers = [module for module in modules if _has_packable_weight(module)]
     if library is None or not layers or not is_reached(library):
         return 0
