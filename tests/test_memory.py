@@ -60,6 +60,6 @@ def test_ten_rounds_of_loading(smollm2: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert ran.returncode == 0, ran.stderr
     loaded, after = zip(*json.loads(ran.stdout), strict=True)
-    assert max(loaded) < 1.1 * loaded[0]
+    assert max(loaded) < 1.15 * loaded[0]
     assert max(after) < after[0] + SLACK
     assert after[9] < 1.05 * max(after[:6])
