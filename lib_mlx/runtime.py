@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import logging
 import threading
 import time
@@ -207,6 +208,9 @@ class Runtime:
         path, done = self._resolve(handle)
         inspected = checkpoint.inspect(path)
         self._progress(handle, done, "importing")
+        # On the engine thread: MLX has the thread that imports it take the GIL as the last thing it does, which aborts
+        # a process that is exiting.
+        get_worker().run(importlib.import_module, "lib_mlx.engine.engine")
         from lib_mlx.engine import engine
 
         return engine.load(
