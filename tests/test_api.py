@@ -45,7 +45,7 @@ def test_stream(model: lib_mlx.Model) -> None:
 def test_forms_and_log_probabilities(model: lib_mlx.Model) -> None:
     """An answer can be held to a form, and tell how likely its tokens were."""
     form = lib_mlx.Constraint("regex", "(yes|no)!")
-    deltas = list(model.stream("hello", constraint=form, logprobs=2))
+    deltas = list(model.stream("hello", constraint=form, logprobs=2, thinking=False))
     tokens = [token for event in deltas if isinstance(event, lib_mlx.TextDelta) for token in event.tokens]
     assert b"".join(token.chosen.bytes for token in tokens).decode() in {"yes!", "no!"}
     assert all(1 <= len(token.top) <= 2 for token in tokens)
