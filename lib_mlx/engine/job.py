@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import numpy as np
 
 from lib_mlx.engine.grammar import GrammarProcessor
 from lib_mlx.engine.logprobs import LogprobCollector
@@ -69,6 +70,9 @@ class Job:
         self.request = request
         self.stream = stream
         self.leader = leader
+        self.prompt = np.asarray(request.prompt, np.int32)
+        self.prefilled = False
+        """Whether its prompt has been processed, but for the last token."""
         self.followed = False
         """Whether other jobs wait for this one's prompt."""
         self.error: LibMlxError | None = None
@@ -109,7 +113,7 @@ class Job:
     def held_back(self) -> bool:
         """Whether it waits for its leader to process the prompt they share."""
         leader = self.leader
-        return leader is not None and not leader.made and not leader.done and leader.error is None
+        return leader is not None and not leader.prefilled and not leader.done and leader.error is None
 
     def cancel(self, error: LibMlxError) -> None:
         """End the request at the next step with `Failed(error)`. Idempotent; no effect once it is done."""

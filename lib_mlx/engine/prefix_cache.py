@@ -72,9 +72,7 @@ class PrefixCache:
 
         At least one token is left over: a model needs one to produce logits from. The cache is the caller's own.
         """
-        query = np.asarray(tokens, np.int32)
-        node, shared = self._descend(self._roots.get(salt), query)
-        found, usable = self._best(node, min(shared, len(query) - 1))
+        found, usable = self._find(np.asarray(tokens, np.int32), salt)
         if found is None or found.cache is None or usable <= 0:
             self.misses += 1
             return None, 0
@@ -88,6 +86,10 @@ class PrefixCache:
         if found.depth > usable:
             trim_prompt_cache(cache, found.depth - usable)
         return cache, usable
+
+    def known(self, tokens: Tokens, salt: str = "") -> int:
+        """Return how many tokens `take` would find."""
+        return self._find(tokens, salt)[1]
 
     def store(
         self, tokens: Sequence[int], cache: KVCache, salt: str = "", check: Callable[[], bool] | None = None
@@ -138,11 +140,15 @@ class PrefixCache:
         self._recent.clear()
         self.nbytes = 0
 
+    def _find(self, query: Tokens, salt: str) -> tuple[_Node | None, int]:
+        node, shared = self._descend(self._roots.get(salt), query)
+        return self._best(node, min(shared, len(query) - 1))
+
     def _descend(self, root: _Node | None, query: Tokens) -> tuple[_Node | None, int]:
         """Follow `query` from `root`; return the last node touched and how many tokens agree."""
         node, at = root, 0
         while node is not None and at < len(query) and (child := node.children.get(int(query[at]))):
-            agree = _agreement(child.run, query[at:])
+            agree = agreement(child.run, query[at:])
             at += agree
             node = child
             if agree < len(child.run):
@@ -178,7 +184,7 @@ class PrefixCache:
                 child = _Node(tokens[at:].copy(), node, depth=len(tokens))
                 node.children[int(tokens[at])] = child
                 return child
-            agree = _agreement(child.run, tokens[at:])
+            agree = agreement(child.run, tokens[at:])
             at += agree
             node = child if agree == len(child.run) else _split(child, agree)
         return node
@@ -197,7 +203,7 @@ class PrefixCache:
             del self._recent[node]
 
 
-def _agreement(run: Tokens, query: Tokens) -> int:
+def agreement(run: Tokens, query: Tokens) -> int:
     """Return how many tokens at the beginning of both are equal."""
     length = min(len(run), len(query))
     differ = run[:length] != query[:length]

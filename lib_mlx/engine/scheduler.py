@@ -18,7 +18,7 @@ import mlx.core as mx
 from lib_mlx.engine.job import Job, internal_error
 from lib_mlx.engine.kv_budget import KVBudget
 from lib_mlx.engine.prefill_pace import PrefillPace
-from lib_mlx.engine.prefix_cache import PrefixCache
+from lib_mlx.engine.prefix_cache import PrefixCache, agreement
 from lib_mlx.engine.serial import SerialGenerator
 from lib_mlx.errors import InsufficientMemory
 from lib_mlx.models.kv_cache import new_cache
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_PREFILLS = 4  # prompts processed side by side
+_PREFILLS = 4  # prompts processed side by side; more if one step does all of them
+_SHARED = 16  # tokens that are worth waiting for another prompt that begins with them
 _AGEING = 2.0  # seconds of prompt processing that one second of waiting makes up for
 
 
@@ -70,7 +71,7 @@ class Scheduler:
         self._max_rows = max_rows
         self._pace = PrefillPace(prefill_rate)
         self._waiting: list[Job] = []
-        self._prefilling: set[int] = set()  # uids whose first token has not come
+        self._prefilling: dict[int, int] = {}  # by uid: prompt tokens to process, before the last
         self._jobs: dict[int, Job] = {}  # by uid, those given to the generator
         self._batch = self._new_batch()
 
@@ -124,7 +125,6 @@ class Scheduler:
         left_early = {}
         for row in tokens:
             job = self._jobs[row.uid]
-            self._prefilling.discard(row.uid)
             if events := job.advance(row.token, row.logprobs, row.finish_reason):
                 out.append((job.stream, events))
             if row.finish_reason is not None:
@@ -141,25 +141,43 @@ class Scheduler:
         The chunk is shared: neither does a long prompt hold up a short one, nor do many hold up the streams.
         """
         streams = len(self._jobs) > len(self._prefilling)
-        share = self._pace.chunk(streams=streams) // max(1, len(self._prefilling))
-        self._batch.prefill_step_size = max(1, share)
+        chunk = self._pace.chunk(streams=streams)
+        self._batch.prefill_step_size = max(1, chunk // max(1, len(self._prefilling)))
         begun = time.perf_counter()
         prompts, tokens = self._batch.next()
-        whole = [row for row in prompts if not row.end_of_segment]  # what took a whole share tells of the speed
-        if whole or not prompts:
-            self._pace.stepped(time.perf_counter() - begun, share * len(whole), streams=streams)
+        processed = self._note_progress(prompts)
+        if 2 * processed > chunk or not prompts:  # less tells little of the speed
+            self._pace.stepped(time.perf_counter() - begun, processed, streams=streams)
         return prompts, tokens
+
+    def _note_progress(self, prompts: Iterable[Any]) -> int:
+        """Take in how far prompts have come; return how many of their tokens were processed."""
+        tokens = 0
+        for row in prompts:
+            before = self._prefilling.get(row.uid)
+            if before is not None:
+                processed, total = row.progress
+                left = self._prefilling[row.uid] = max(0, total - processed - 1)
+                tokens += before - left
+                if not left:  # the last token is processed with those of the rows that decode
+                    del self._prefilling[row.uid]
+                    self._jobs[row.uid].prefilled = True
+        return tokens
 
     # Who runs
 
     def _admit(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Give the generator waiting prompts, the shortest first but for how long they have waited."""
         credit = _AGEING * self._pace.rate
-        while len(self._prefilling) < _PREFILLS and len(self._jobs) < self._max_rows:
-            ready = [job for job in self._waiting if not job.held_back]
-            if not ready:
+        while len(self._jobs) < self._max_rows:
+            ready = sorted(
+                (job for job in self._waiting if not job.held_back), key=lambda job: job.length - credit * job.age
+            )
+            job = next((job for job in ready if not self._leader(job)), None)
+            if job is None:
                 return
-            job = min(ready, key=lambda job: job.length - credit * job.age)
+            if len(self._prefilling) >= _PREFILLS and not self._fits_one_step(job):
+                return
             if self._excess([job]) > 0:
                 if self._jobs:
                     return  # until one of those that run has ended
@@ -174,6 +192,28 @@ class Scheduler:
             if job.error is not None and not job.done:
                 out.append(_failure(job))
 
+    def _fits_one_step(self, job: Job) -> bool:
+        """Whether the prompts under way and that of `job` take one step: together they join the batch only once."""
+        lengths = [job.length - self.prefixes.known(job.prompt, job.request.cache_salt), *self._prefilling.values()]
+        streams = len(self._jobs) > len(self._prefilling)
+        return len(lengths) * max(lengths) <= self._pace.chunk(streams=streams)
+
+    def _leader(self, job: Job) -> Job | None:
+        """Return a prompt under way that begins like that of `job`, which had better wait and reuse it."""
+        if not self._prefilling or not self.prefixes.max_bytes:
+            return None
+        known = self.prefixes.known(job.prompt, job.request.cache_salt)
+        for uid in self._prefilling:
+            leader = self._jobs[uid]
+            if leader.request.cache_salt == job.request.cache_salt:
+                shared = agreement(leader.prompt[:-1], job.prompt)
+                if not self._kind.sliceable:  # kept only at these places
+                    shared = max((end for end in leader.request.boundaries if end <= shared), default=0)
+                if shared >= known + _SHARED:
+                    leader.followed = True
+                    return leader
+        return None
+
     def _make_room(self) -> None:
         """Before the caches outgrow the memory, send the youngest row back to wait; the last one fails."""
         while self._jobs and self._excess([]) > 0:
@@ -183,7 +223,7 @@ class Scheduler:
                 return
             log.debug("memory is short: a request is interrupted after %d tokens", job.completion)
             self._batch.remove([uid])
-            self._prefilling.discard(uid)
+            self._prefilling.pop(uid, None)
             self._waiting.append(self._jobs.pop(uid))
 
     def _excess(self, more: list[Job]) -> int:
@@ -215,7 +255,7 @@ class Scheduler:
             stop_sequences=[self._eos],
         )
         job.start(cached)
-        self._prefilling.add(uid)
+        self._prefilling[uid] = len(tokens) - cached - 1
         self._jobs[uid] = job
 
     def _end_failed(self, out: list[tuple[EventStream, Batch]]) -> None:
@@ -234,7 +274,8 @@ class Scheduler:
         """Take rows out of the generator and keep what was computed for them."""
         if not rows:
             return
-        self._prefilling.difference_update(rows)
+        for uid in rows:
+            self._prefilling.pop(uid, None)
         removed = self._batch.remove(list(rows), return_prompt_caches=not self.suspended)
         for uid, (cache, tokens) in removed.items():
             self._remember(rows[uid], tokens, cache)
@@ -262,7 +303,7 @@ class Scheduler:
         return BatchGenerator(
             self._network,
             completion_batch_size=self._max_rows,
-            prefill_batch_size=_PREFILLS,
+            prefill_batch_size=self._max_rows,
             stream=mx.default_stream(mx.default_device()),
         )
 

@@ -25,6 +25,8 @@ class PromptProgress:
     """What `BatchGenerator` reports of a prompt: a segment of it has been processed, or all of it."""
 
     uid: int
+    progress: tuple[int, int]
+    """Tokens processed and in all."""
     end_of_segment: bool
     end_of_prompt: bool
 
@@ -46,6 +48,8 @@ class _Row:
     uid: int
     segments: list[list[int]]
     """What is left of the prompt; the very last token makes the first one of the answer."""
+    total: int
+    """Tokens of the prompt that were to be processed."""
     max_tokens: int
     cache: list[Any]
     tokens: list[int]
@@ -89,6 +93,7 @@ class SerialGenerator:
             row = _Row(
                 next(self._uids),
                 [*(part for part in left if part), [last]],
+                sum(map(len, parts)),
                 limit,
                 cache,
                 list(tokens),
@@ -118,7 +123,7 @@ class SerialGenerator:
     def _prefill(self, row: _Row) -> PromptProgress:
         if len(row.segments) == 1:
             self._compute(row, mx.array(row.segments.pop()))
-            return PromptProgress(row.uid, end_of_segment=True, end_of_prompt=True)
+            return PromptProgress(row.uid, (row.total, row.total), end_of_segment=True, end_of_prompt=True)
         segment = row.segments[0]
         chunk, row.segments[0] = segment[: self.prefill_step_size], segment[self.prefill_step_size :]
         self._network(mx.array([chunk]), cache=row.cache)
@@ -126,7 +131,9 @@ class SerialGenerator:
         row.tokens += chunk
         if not row.segments[0]:
             row.segments.pop(0)
-        return PromptProgress(row.uid, end_of_segment=len(chunk) == len(segment), end_of_prompt=False)
+        left = sum(map(len, row.segments))
+        progress = row.total - left, row.total
+        return PromptProgress(row.uid, progress, end_of_segment=len(chunk) == len(segment), end_of_prompt=False)
 
     def _decode(self, row: _Row, inputs: mx.array) -> Token:
         logprobs = row.logprobs

@@ -32,9 +32,10 @@ def model(crafted: Path) -> Iterator[EngineModel]:
 class Run:
     """One request under way, read by the test's thread."""
 
-    def __init__(self, model: EngineModel, script: str, **options: Any) -> None:
+    def __init__(self, model: EngineModel, script: str, *, system: str = "", **options: Any) -> None:
         self.stream = ThreadEventStream()
-        request = GenerationRequest(messages=(Message("user", script),), **options)
+        messages = (Message("system", system),) if system else ()
+        request = GenerationRequest(messages=(*messages, Message("user", script)), **options)
         self.job: Job = model.submit(model.prepare(request), self.stream)
         self.events: list[GenerationEvent] = []
 

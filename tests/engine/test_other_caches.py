@@ -8,11 +8,10 @@ import pytest
 
 from lib_mlx.config import EngineConfig
 from lib_mlx.engine import engine
-from lib_mlx.engine.event_stream import ThreadEventStream
 from lib_mlx.engine.serial import SerialGenerator
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import Cancelled, UnsupportedFeature
-from lib_mlx.generation import Finished, GenerationRequest, Message, SamplingParams
+from lib_mlx.generation import SamplingParams
 from lib_mlx.models.checkpoint import inspect
 from tests.checkpoints.other_caches import CONFIGS, random_checkpoint
 from tests.engine.conftest import Run
@@ -67,12 +66,8 @@ def test_reuse(other: EngineModel) -> None:
     """Asked again, or asked something else after the same instructions, the answer is that of a fresh model."""
 
     def ask(question: str) -> tuple[list[int], int]:
-        stream = ThreadEventStream()
-        messages = (Message("system", "y" * 200), Message("user", question))
-        job = other.submit(other.prepare(GenerationRequest(messages, sampling=GREEDY, max_tokens=40)), stream)
-        while not isinstance(last := stream.get()[-1], Finished):
-            pass
-        return job.made, last.usage.cached
+        run = Run(other, question, sampling=GREEDY, max_tokens=40, system="y" * 200).wait()
+        return run.job.made, run.end.usage.cached
 
     questions = ["hello one", "hello one", "zebra two"]
     fresh = []
@@ -86,6 +81,25 @@ def test_reuse(other: EngineModel) -> None:
     assert [made for made, _ in answers] == fresh
     assert answers[0][1] == 0
     assert all(cached > 200 for _, cached in answers[1:])
+
+
+def test_reuse_while_it_is_made(other: EngineModel) -> None:
+    """Requests that come together share their instructions, which only one of them processes."""
+
+    def ask(question: str) -> Run:
+        return Run(other, question, sampling=GREEDY, max_tokens=20, system="y" * 200)
+
+    questions = ["hello one", "zebra two", "quite another", "tell me"]
+    fresh = []
+    for question in questions:
+        other._scheduler.prefixes.clear()
+        fresh.append(ask(question).wait().job.made)
+    other._scheduler.prefixes.clear()
+    other.suspend()
+    runs = [ask(question) for question in questions]
+    other.resume()
+    assert [run.wait().job.made for run in runs] == fresh
+    assert sum(run.end.usage.cached > 200 for run in runs) == 3
 
 
 def test_cancelled_at_any_place(other: EngineModel) -> None:

@@ -54,6 +54,48 @@ def test_prompts_that_begin_alike_share_their_beginning(fresh: EngineModel) -> N
     assert other.text == SCRIPTS["hello"].text()
 
 
+def test_of_prompts_that_begin_alike_one_goes_first(fresh: EngineModel) -> None:
+    """Asked at once, what several prompts have in common is computed once, and the answers are right."""
+    fresh.suspend()
+    runs = [Run(fresh, f"{name} {'x' * 300} {name}") for name in ("hello", "hello", "hello")]
+    runs += [Run(fresh, "hello " + "x" * 300, cache_salt="other")]
+    fresh.resume()
+    cached = [run.wait().end.usage.cached for run in runs]
+    assert [count > 300 for count in cached] == [False, True, True, False]
+    assert {run.text for run in runs} == {SCRIPTS["hello"].text()}
+
+
+def test_the_one_that_goes_first_is_cancelled(fresh: EngineModel) -> None:
+    """Those that wait for its prompt process their own."""
+    fresh.suspend()
+    runs = [Run(fresh, "hello " + "x" * 3000, max_tokens=2) for _ in range(3)]
+    fresh._scheduler._pace.rate = 100.0
+    fresh.resume()
+    fresh.cancel(runs[0].job, Cancelled("enough"))
+    runs[0].wait()
+    assert [run.wait().end.usage.completion for run in runs[1:]] == [2, 2]
+
+
+def test_short_prompts_join_together(fresh: EngineModel) -> None:
+    """Many prompts that one step can process are processed in one."""
+    fresh.suspend()
+    runs = [Run(fresh, "hello", max_tokens=3, cache_salt=str(number)) for number in range(12)]
+    scheduler = fresh._scheduler
+    scheduler._pace.rate = 1e5
+    started: list[int] = []
+    step = scheduler._next
+
+    def watched() -> Any:
+        started.append(len(scheduler._jobs))
+        return step()
+
+    scheduler._next = watched  # type: ignore[method-assign]
+    fresh.resume()
+    for run in runs:
+        run.wait()
+    assert started[0] == 12
+
+
 def test_the_work_of_a_cancelled_request_is_kept(fresh: EngineModel) -> None:
     """A prompt that was cancelled while it was decoded is cached."""
     run = Run(fresh, "loop " + "x" * 500)
