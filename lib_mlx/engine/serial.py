@@ -6,6 +6,7 @@ row that decodes, then one chunk for each prompt. Rows take turns, so none waits
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -112,8 +113,9 @@ class SerialGenerator:
         return progress, made
 
     def extract_cache(self, uids: Iterable[int]) -> dict[int, tuple[list[Any], list[int]]]:
-        """Return the caches of rows and the tokens they hold."""
-        return {uid: (self._rows[uid].cache, self._rows[uid].tokens) for uid in uids if uid in self._rows}
+        """Return the caches of rows as they are now, and the tokens they hold."""
+        rows = [self._rows[uid] for uid in uids if uid in self._rows]
+        return {row.uid: (copy.deepcopy(row.cache), list(row.tokens)) for row in rows}
 
     def remove(self, uids: Iterable[int], return_prompt_caches: bool = False) -> dict[int, tuple[list[Any], list[int]]]:
         """Take rows out; return their caches if asked to."""

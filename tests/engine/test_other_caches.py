@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -100,6 +101,24 @@ def test_reuse_while_it_is_made(other: EngineModel) -> None:
     other.resume()
     assert [run.wait().job.made for run in runs] == fresh
     assert sum(run.end.usage.cached > 200 for run in runs) == 3
+
+
+def test_several_answers(other: EngineModel) -> None:
+    """Those that begin with the first one's cache make the tokens that they make from a prompt of their own."""
+    hot = SamplingParams(temperature=5.0, seed=3)
+    alone = []
+    for choice in range(3):
+        other._scheduler.prefixes.clear()
+        alone.append(start(other, PROMPTS[0], sampling=replace(hot, seed=3 + choice)).wait().job.made)
+    other._scheduler.prefixes.clear()
+    request = GenerationRequest((Message("user", PROMPTS[0]),), sampling=hot, max_tokens=60)
+    streams = [ThreadEventStream() for _ in range(3)]
+    jobs = other.submit_choices(other.prepare(request), streams)
+    for stream in streams:
+        while not isinstance(stream.get()[-1], Finished):
+            pass
+    assert [job.made for job in jobs] == alone
+    assert all(job.cached for job in jobs[1:])
 
 
 def test_cancelled_at_any_place(other: EngineModel) -> None:
