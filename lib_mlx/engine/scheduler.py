@@ -100,7 +100,8 @@ class Scheduler:
             log.exception("the model failed; its requests end, the engine goes on")
             for job in self._jobs.values():
                 job.cancel(internal_error(error))
-                out.append(_failure(job))
+                if not job.done:
+                    out.append(_failure(job))
             self._jobs.clear()
             self._prefilling.clear()
             self._batch = self._new_batch()
@@ -186,11 +187,11 @@ class Scheduler:
             try:
                 if job.error is None:
                     self._insert(job)
+                    continue  # if it is cancelled meanwhile, the next step ends it
             except Exception as error:
                 log.exception("a request could not be started")
                 job.cancel(internal_error(error))
-            if job.error is not None and not job.done:
-                out.append(_failure(job))
+            out.append(_failure(job))
 
     def _fits_one_step(self, job: Job) -> bool:
         """Whether the prompts under way and that of `job` take one step: together they join the batch only once."""
@@ -261,11 +262,11 @@ class Scheduler:
     def _end_failed(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Take out the requests that were cancelled or failed, and tell their streams."""
         failed = {uid: job for uid, job in self._jobs.items() if job.error is not None}
-        jobs = [*failed.values(), *(job for job in self._waiting if job.error is not None)]
-        self._waiting = [job for job in self._waiting if job.error is None]
+        leaving = [job for job in self._waiting if job.error is not None]  # asked once: errors come at any time
+        self._waiting = [job for job in self._waiting if job not in leaving]
         for uid in failed:
             del self._jobs[uid]
-        out += [_failure(job) for job in jobs]
+        out += [_failure(job) for job in [*failed.values(), *leaving]]
         self._remove(failed)
 
     # What is kept

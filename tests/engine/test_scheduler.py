@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lib_mlx.engine import engine
+from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import Cancelled
 from lib_mlx.generation import SamplingParams
 from lib_mlx.models.checkpoint import inspect
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lib_mlx.engine.engine import EngineModel
+    from lib_mlx.engine.job import Job
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -188,3 +190,56 @@ def test_more_requests_than_rows(fresh: EngineModel, monkeypatch: pytest.MonkeyP
     runs = [Run(fresh, "hello", sampling=GREEDY) for _ in range(12)]
     assert {run.wait().text for run in runs} == {SCRIPTS["hello"].text()}
     assert fresh._scheduler._everyone() == []
+
+
+def test_one_end_for_a_request_cancelled_as_it_starts(fresh: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cancellation comes from another thread, when it likes; there is one terminal event all the same."""
+    scheduler = fresh._scheduler
+    insert = scheduler._insert
+
+    def insert_and_cancel(job: Job) -> None:
+        insert(job)
+        job.cancel(Cancelled("enough"))
+
+    monkeypatch.setattr(scheduler, "_insert", insert_and_cancel)
+    run = Run(fresh, "hello").wait()
+    monkeypatch.undo()
+    Run(fresh, "hello").wait()
+    assert run.stream._pending.empty()
+
+
+def test_a_request_cancelled_during_the_search_for_such_is_not_lost(fresh: EngineModel) -> None:
+    """It ends at the next step, if not at this one."""
+
+    class CancelsItsJobs(list["Job"]):
+        looked = 0
+
+        def __iter__(self) -> Iterator[Job]:
+            self.looked += 1
+            if self.looked == 2:
+                run.job.cancel(Cancelled("enough"))
+            return super().__iter__()
+
+    def search() -> None:
+        fresh._scheduler._waiting = CancelsItsJobs(fresh._scheduler._waiting)
+        fresh._scheduler._end_failed([])
+
+    fresh.suspend()
+    run = Run(fresh, "hello")
+    get_worker().run(search)
+    fresh.resume()
+    assert isinstance(run.wait().failure.error, Cancelled)
+
+
+def test_one_end_for_a_request_whose_cache_is_not_kept(fresh: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure behind a request's last token is not its own any more."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(fresh._scheduler.prefixes, "store", refuse)
+    run = Run(fresh, "hello").wait()
+    monkeypatch.undo()
+    assert run.text == SCRIPTS["hello"].text()
+    Run(fresh, "hello").wait()
+    assert run.stream._pending.empty()
