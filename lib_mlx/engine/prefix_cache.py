@@ -195,6 +195,8 @@ class PrefixCache:
         while node.parent is not None and node.cache is None and not node.children:
             del node.parent.children[int(node.run[0])]
             node = node.parent
+        if node.parent is None and not node.children:  # clients choose salts: none is kept for itself
+            self._roots = {salt: root for salt, root in self._roots.items() if root is not node}
 
     def _forget(self, node: _Node) -> None:
         if node.cache is not None:

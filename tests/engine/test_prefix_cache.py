@@ -112,6 +112,15 @@ def test_salts_are_separate() -> None:
     assert held(cache, 1, 2, 3, 4, salt="a") == [1, 2, 3]
 
 
+def test_a_salt_leaves_with_its_last_entry() -> None:
+    """Clients choose them, and there is no end of them."""
+    cache = PrefixCache(10)
+    for number in range(20):
+        store(cache, 1, 2, 3, 4, salt=f"tenant {number}")
+    assert list(cache._roots) == ["tenant 18", "tenant 19"]
+    assert held(cache, 1, 2, 3, 4, 5, salt="tenant 19") == [1, 2, 3, 4]
+
+
 def test_what_is_too_large_or_empty_is_not_stored() -> None:
     """An entry beyond the bound would evict everything for nothing."""
     cache = PrefixCache(3)
