@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import time
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _SAVE_S = 3.0  # an unload waits no longer for it
 _LOCK_S = 1.0
+_MOST = 128  # entries: each holds its file open until it is first used, and descriptors are the host's
 
 
 def open_store(directory: str, checkpoint: Checkpoint, *settings: object) -> PrefixStore:
@@ -90,7 +92,7 @@ class PrefixStore:
 
     def load(self, prefixes: PrefixCache) -> None:
         """Put what is stored into `prefixes`; no tensor is read yet."""
-        for record in reversed(self._read_index()):  # the most recently used one last
+        for record in reversed(self._read_index()[:_MOST]):  # the most recently used one last
             file = self._path / record.file
             try:
                 if self._is_there(record):
@@ -111,7 +113,7 @@ class PrefixStore:
         stored = {record.file: record for record in self._read_index() if self._is_there(record)}
         until = time.monotonic() + _SAVE_S
         records = []
-        for entry in prefixes.entries():
+        for entry in itertools.islice(prefixes.entries(), _MOST):
             name = _file_name(entry)
             if name in stored:
                 records.append(stored[name])

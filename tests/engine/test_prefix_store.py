@@ -77,6 +77,18 @@ def test_files_are_written_once(crafted: Path, tmp_path: Path) -> None:
     assert sum(file.stat().st_size for file in stored(tmp_path)) < 1.3 * size
 
 
+def test_it_takes_few_of_the_hosts_descriptors(
+    crafted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file is open until its entry is used: no more entries are stored, the latest, than that bears."""
+    monkeypatch.setattr("lib_mlx.engine.prefix_store._MOST", 3)
+    prompts = [f"{letter * 300} hello" for letter in "abcde"]
+    session(crafted, tmp_path, *prompts)
+    assert len(stored(tmp_path)) == 3
+    again = [session(crafted, tmp_path, prompt)[0][1] for prompt in (prompts[4], prompts[0])]
+    assert again[0] > 300 > again[1]
+
+
 def test_another_state_of_the_model_finds_nothing(crafted: Path, tmp_path: Path) -> None:
     """Other weights, or the same kept otherwise, make the store stale: it is ignored and replaced."""
     checkpoint = shutil.copytree(crafted, tmp_path / "model")
