@@ -13,7 +13,7 @@ import mlx.core as mx
 from lib_mlx import memory
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lib_mlx.models.kv_cache import Footprint
 
@@ -39,16 +39,16 @@ class KVBudget:
         """Return the bytes of a batch of rows of these lengths, each one token longer than it is."""
         return len(lengths) * self._row.of(max(lengths) + 1) if lengths else 0
 
-    def excess(self, wanted: int, *, held: int) -> int:
+    def excess(self, wanted: int, held: Callable[[], int]) -> int:
         """Return by how many bytes caches of `wanted` bytes would be too large; 0 or less if they are not.
 
-        `held` is what caches take now: the machine's free memory lacks it already.
+        `held` tells what caches really take now: the machine's free memory lacks that already, and only that.
         """
         if self.limit is not None:
             return wanted - self.limit
         now = time.monotonic()
         if now - self._read_at > _FRESH_S:
-            self._allowed, self._read_at = held + int(_SHARE * _free_bytes()), now
+            self._allowed, self._read_at = held() + int(_SHARE * _free_bytes()), now
         return wanted - self._allowed
 
 

@@ -229,11 +229,13 @@ class Scheduler:
 
     def _excess(self, more: list[Job]) -> int:
         """Return by how many bytes the rows that run and `more` would be too large, once what is kept is dropped."""
-        lengths = [job.length for job in self._jobs.values()]
-        held = self._budget.need(lengths) + self.prefixes.nbytes
-        wanted = self._budget.need([*lengths, *(job.length for job in more)]) + self.prefixes.nbytes
-        excess = self._budget.excess(wanted, held=held)
+        lengths = [job.length for job in [*self._jobs.values(), *more]]
+        excess = self._budget.excess(self._budget.need(lengths) + self.prefixes.nbytes, self._held)
         return excess - self.prefixes.shrink(excess) if excess > 0 else excess
+
+    def _held(self) -> int:
+        """Return what caches take now; of prompts, what has been processed of them."""
+        return int(self._batch.prompt_cache_nbytes) + self.prefixes.nbytes
 
     def _too_long(self, job: Job) -> InsufficientMemory:
         return InsufficientMemory(

@@ -75,6 +75,11 @@ class SerialGenerator:
         self._rows: dict[int, _Row] = {}
         self._uids = itertools.count()
 
+    @property
+    def prompt_cache_nbytes(self) -> int:
+        """What the caches of all rows take."""
+        return sum(layer.nbytes for row in self._rows.values() for layer in row.cache)
+
     def insert_segments(
         self,
         segments: Sequence[list[list[int]]],

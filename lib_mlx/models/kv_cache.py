@@ -29,8 +29,8 @@ class Footprint:
     """What does not grow: the state of recurrent layers."""
 
     def of(self, tokens: int) -> int:
-        """Return the bytes of a row of `tokens`, as they are allocated."""
-        held = -(-tokens // _STEP) * _STEP
+        """Return the bytes of a row of `tokens` at most: a cache grows by whole steps from wherever it is full."""
+        held = tokens + _STEP - 1
         return self.fixed + held * self.per_token + sum(size * min(held, most) for size, most in self.windows)
 
 
