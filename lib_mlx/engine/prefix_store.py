@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.models.upstream import load_prompt_cache, save_prompt_cache
@@ -106,7 +106,7 @@ class PrefixStore:
         try:
             with FileLock(self._path / "lock", timeout=_LOCK_S):
                 self._save(prefixes)
-        except (OSError, Timeout) as error:
+        except Exception as error:  # noqa: BLE001 - filelock and mlx-lm raise more than OSError; an unload must not fail
             log.warning("the prefix cache was not stored: %s", error)
 
     def _save(self, prefixes: PrefixCache) -> None:
@@ -172,7 +172,7 @@ class _Check:
 
 
 def _file_name(entry: Entry) -> str:
-    key = hashlib.sha256(entry.salt.encode() + b"\0" + entry.tokens.tobytes())
+    key = hashlib.sha256(entry.salt.encode(errors="surrogatepass") + b"\0" + entry.tokens.tobytes())
     return f"{key.hexdigest()[:32]}.safetensors"
 
 

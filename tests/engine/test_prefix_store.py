@@ -131,6 +131,26 @@ def test_a_place_that_cannot_be_written(crafted: Path, tmp_path: Path) -> None:
     assert refused.value.param == "prefix_cache_path"
 
 
+def test_a_salt_that_is_no_text(crafted: Path, tmp_path: Path) -> None:
+    """Python's strings may hold what UTF-8 cannot."""
+    for expected in (0, 300):
+        loaded = engine.load(inspect(crafted), EngineConfig(prefix_cache_path=str(tmp_path)))
+        run = Run(loaded, PROMPT, cache_salt="\udcff").wait()
+        loaded.unload()
+        assert run.end.usage.cached >= expected
+
+
+def test_a_place_that_cannot_be_locked(crafted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems have no locks: nothing is stored, and the model is unloaded all the same."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr("lib_mlx.engine.prefix_store.FileLock", refuse)
+    session(crafted, tmp_path, PROMPT)
+    assert stored(tmp_path) == []
+
+
 def test_a_place_that_is_gone_at_unload(crafted: Path, tmp_path: Path) -> None:
     """The unload goes well; what could not be stored is lost."""
     loaded = engine.load(inspect(crafted), EngineConfig(prefix_cache_path=str(tmp_path / "kv")))
