@@ -13,7 +13,7 @@ import mlx.core as mx
 from lib_mlx import memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from lib_mlx.models.kv_cache import Footprint
 
@@ -35,9 +35,9 @@ class KVBudget:
         self._allowed = 0
         self._read_at = float("-inf")
 
-    def need(self, lengths: Sequence[int]) -> int:
-        """Return the bytes of a batch of rows of these lengths, each one token longer than it is."""
-        return len(lengths) * self._row.of(max(lengths) + 1) if lengths else 0
+    def need(self, rows: int, longest: int) -> int:
+        """Return the bytes of a batch of so many rows, each as long as its longest and a token longer than now."""
+        return rows * self._row.of(longest + 1) if rows else 0
 
     def excess(self, wanted: int, held: Callable[[], int]) -> int:
         """Return by how many bytes caches of `wanted` bytes would be too large; 0 or less if they are not.

@@ -230,8 +230,18 @@ class Scheduler:
     def _excess(self, more: list[Job]) -> int:
         """Return by how many bytes the rows that run and `more` would be too large, once what is kept is dropped."""
         lengths = [job.length for job in [*self._jobs.values(), *more]]
-        excess = self._budget.excess(self._budget.need(lengths) + self.prefixes.nbytes, self._held)
+        need = self._budget.need(len(lengths), max([*lengths, self._padded(more)], default=0))
+        excess = self._budget.excess(need + self.prefixes.nbytes, self._held)
         return excess - self.prefixes.shrink(excess) if excess > 0 else excess
+
+    def _padded(self, more: list[Job]) -> int:
+        """Return the length that the next chunk brings prompts to: those that end in it are padded to the others."""
+        prompts = [(job.length, job.length) for job in more]
+        prompts += [(self._jobs[uid].length, left) for uid, left in self._prefilling.items()]
+        if len(prompts) < 2:
+            return 0
+        step = self._pace.chunk(streams=len(self._jobs) > len(self._prefilling)) // len(prompts)
+        return max(length - left for length, left in prompts) + min(step, max(left for _, left in prompts))
 
     def _held(self) -> int:
         """Return what caches take now; of prompts, what has been processed of them."""
@@ -239,7 +249,7 @@ class Scheduler:
 
     def _too_long(self, job: Job) -> InsufficientMemory:
         return InsufficientMemory(
-            f"The cache of {job.length} tokens needs {self._budget.need([job.length]) / 1e9:.3f} GB; "
+            f"The cache of {job.length} tokens needs {self._budget.need(1, job.length) / 1e9:.3f} GB; "
             "there is less memory for it.",
             hint="Shorten the conversation, raise memory_limit_bytes, set kv_bits or close other programs.",
         )

@@ -51,8 +51,8 @@ def test_a_row_may_have_grown_by_a_step() -> None:
 def test_a_batch_is_padded_to_its_longest() -> None:
     """Rows times longest, each one token longer than now."""
     budget = KVBudget(Footprint(per_token=1), limit=1000)
-    assert budget.need([]) == 0
-    assert budget.need([10, 255, 256]) == 3 * (257 + 255)
+    assert budget.need(0, 0) == 0
+    assert budget.need(3, 256) == 3 * (257 + 255)
     assert budget.excess(1500, lambda: 0) == 500
 
 

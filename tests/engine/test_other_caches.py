@@ -9,10 +9,11 @@ import pytest
 
 from lib_mlx.config import EngineConfig
 from lib_mlx.engine import engine
+from lib_mlx.engine.event_stream import ThreadEventStream
 from lib_mlx.engine.serial import SerialGenerator
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import Cancelled, UnsupportedFeature
-from lib_mlx.generation import SamplingParams
+from lib_mlx.generation import Finished, GenerationRequest, Message, SamplingParams
 from lib_mlx.models.checkpoint import inspect
 from tests.checkpoints.other_caches import CONFIGS, random_checkpoint
 from tests.engine.conftest import Run
