@@ -16,6 +16,7 @@ LibMlxError
 ├── ModelNotFound          model_not_found         404  no model of that name or path
 ├── NotFound               not_found               404  no such route or object
 ├── MethodNotAllowed       method_not_allowed      405  the route exists, the method does not
+├── ModelBusy              model_busy              409  the model is answering requests
 ├── PayloadTooLarge        payload_too_large       413  the request body is over the limit
 ├── UnsupportedMediaType   unsupported_media_type  415  the body is not application/json
 ├── QueueFull              queue_full              429  as many requests are in flight as the server allows
@@ -146,6 +147,12 @@ class MethodNotAllowed(LibMlxError):
     """The route exists, the method does not."""
 
     code, http_status = "method_not_allowed", 405
+
+
+class ModelBusy(LibMlxError):
+    """The model is answering requests and cannot be unloaded now."""
+
+    code, http_status = "model_busy", 409
 
 
 class PayloadTooLarge(LibMlxError):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib
 import logging
 import threading
 import time
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
 
     from lib_mlx.config import LoadConfig, ServerConfig
     from lib_mlx.engine.engine import EngineModel
+    from lib_mlx.registry import Registry
     from lib_mlx.server.listener import Listener
     from lib_mlx.status import ModelState
 
@@ -59,6 +59,7 @@ class _Handle:
         self.error: LibMlxError | None = None
         self.engine: EngineModel | None = None
         self.listener: Listener | None = None
+        self.registry: Registry | None = None
 
     def status(self) -> Status:
         with self.lock:
@@ -129,7 +130,7 @@ class Runtime:
         Raises:
             InvalidHandle, ModelLoading, AddressInUse, ServerStartFailed, InvalidArgument: it cannot be served.
         """
-        from lib_mlx.registry import ModelEntry, Registry
+        from lib_mlx.registry import ModelSpec, Registry
         from lib_mlx.server.listener import Listener
 
         handle = self._find(number)
@@ -142,15 +143,16 @@ class Runtime:
             name = config.model_id or handle.model.model_id
             registry = Registry()
             aliases = frozenset({handle.model.model_id, handle.config.model_path})
-            registry.add(ModelEntry(name, engine, handle.created, aliases))
+            spec = ModelSpec(name, handle.config.model_path, handle.config, aliases=aliases, pinned=True)
+            registry.add_loaded(spec, engine, handle.created)
             self._set_server(handle, ServerStatus("starting"))
             try:
-                listener = Listener(registry, host=config.host, port=config.port, queue_limit=config.queue_limit)
+                listener = Listener(registry, config)
                 listener.start()
             except BaseException:
                 self._set_server(handle, ServerStatus("stopped"))
                 raise
-            handle.listener = listener
+            handle.listener, handle.registry = listener, registry
             self._set_server(handle, ServerStatus("running", listener.host, listener.port, listener.base_url, name))
             return handle.status()
 
@@ -202,37 +204,16 @@ class Runtime:
             self._loaded(handle, engine=engine)
 
     def _load_engine(self, handle: _Handle) -> EngineModel:
-        from lib_mlx.models import checkpoint
-
-        config, cancelled = handle.config, handle.cancelled.is_set
-        path, done = self._resolve(handle)
-        inspected = checkpoint.inspect(path)
-        self._progress(handle, done, "importing")
-        # On the engine thread: MLX has the thread that imports it take the GIL as the last thing it does, which aborts
-        # a process that is exiting.
-        get_worker().run(importlib.import_module, "lib_mlx.engine.engine")
-        from lib_mlx.engine import engine
-
-        return engine.load(
-            inspected,
-            config,
-            progress=lambda fraction, stage: self._progress(handle, done + (1 - done) * fraction, stage),
-            cancelled=cancelled,
-        )
-
-    def _resolve(self, handle: _Handle) -> tuple[Path, float]:
-        """Return the model's directory and the share of the load that finding it took."""
-        from lib_mlx.models import store
+        from lib_mlx.engine.loading import open_model
 
         config = handle.config
-        self._progress(handle, 0.0, "resolving")
-        path = store.resolve(
+        return open_model(
             config.model_path,
-            config.revision,
-            progress=lambda done, total: self._progress(handle, 0.5 * done / (total or 1), "converting"),
+            config,
+            revision=config.revision,
+            progress=lambda fraction, stage: self._progress(handle, fraction, stage),
             cancelled=handle.cancelled.is_set,
         )
-        return path, 0.5 if config.model_path.lower().endswith(".gguf") else 0.0
 
     def _loaded(self, handle: _Handle, *, engine: EngineModel | None = None, error: LibMlxError | None = None) -> None:
         with handle.lock:
@@ -291,7 +272,9 @@ class Runtime:
                 running = handle.server
             self._set_server(handle, replace(running, status="stopping"))
             listener.stop(deadline_s)
-            handle.listener = None
+            if handle.registry is not None:
+                handle.registry.close()
+            handle.listener = handle.registry = None
             self._set_server(handle, ServerStatus("stopped"))
 
     # State

@@ -53,6 +53,7 @@ class EngineModel:
         self.vocab_size = weights.vocab_size
         self.device = weights.device
         self.weights = weights.kind
+        self.weight_bytes = weights.nbytes
         self.blas = blas_name
         """What was put in place of MLX's own BLAS; None if MLX runs as shipped."""
         self._tokenizer = tokenizer

@@ -8,36 +8,30 @@ from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from lib_mlx.errors import Internal, InvalidArgument, LibMlxError, MethodNotAllowed, NotFound
+from lib_mlx.server.dialects import error_shape
 from lib_mlx.server.http import JsonResponse
 from lib_mlx.server.openai import endpoints as openai
-from lib_mlx.server.openai.common import error_body
-from lib_mlx.server.session import Sessions
+from lib_mlx.server.request_id import RequestIdMiddleware
+from lib_mlx.server.state import state_of
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from lib_mlx.registry import Registry
+    from lib_mlx.server.state import ServerState
 
 log = logging.getLogger(__name__)
-
-
-class ServerState:
-    """What the endpoints of one server share."""
-
-    def __init__(self, registry: Registry, queue_limit: int) -> None:
-        self.registry = registry
-        self.sessions = Sessions(queue_limit)
-        self.started = time.monotonic()
 
 
 def create_app(state: ServerState) -> Starlette:
     """Return the application; it is bound to the event loop it first runs on."""
     app = Starlette(
         routes=[Route("/health", health, methods=["GET"]), *openai.routes()],
+        middleware=[Middleware(RequestIdMiddleware)],
         exception_handlers={LibMlxError: _known_error, HTTPException: _http_error, Exception: _defect},
     )
     app.router.redirect_slashes = False
@@ -47,13 +41,13 @@ def create_app(state: ServerState) -> Starlette:
 
 async def health(request: Request) -> Response:
     """`GET /health`: 200 once the server can answer, 503 while the engine has been at one step for too long."""
-    state: ServerState = request.app.state.server
-    models = state.registry.entries()
-    stalled = any(entry.engine.stalled for entry in models)
+    state = state_of(request)
+    models = state.registry.known()
+    stalled = any(entry.engine is not None and entry.engine.stalled for entry in models)
     return JsonResponse(
         {
             "status": "stalled" if stalled else "ok",
-            "models": [entry.id for entry in models],
+            "models": [entry.id for entry in models if entry.status == "ready"],
             "in_flight": state.sessions.in_flight,
             "uptime_s": round(time.monotonic() - state.started, 3),
         },
@@ -61,11 +55,11 @@ async def health(request: Request) -> Response:
     )
 
 
-async def _known_error(_request: Request, error: Exception) -> Response:
+async def _known_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, LibMlxError):
         raise error
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
-    return JsonResponse(error_body(error), error.http_status, headers)
+    return JsonResponse(error_shape(request)(error), error.http_status, headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from lib_mlx.errors import AddressInUse, InvalidArgument, LibMlxError, ServerStartFailed
-from lib_mlx.server.app import ServerState, create_app
+from lib_mlx.server.app import create_app
+from lib_mlx.server.state import ServerState
 
 if TYPE_CHECKING:
+    from lib_mlx.config import ServerConfig
     from lib_mlx.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -39,14 +41,14 @@ class _Server(uvicorn.Server):
 
 
 class Listener:
-    """Serves `registry` on `host`:`port`. `start` once, `stop` once; any thread."""
+    """Serves `registry` at the address of `config`. `start` once, `stop` once; any thread."""
 
-    def __init__(self, registry: Registry, *, host: str, port: int, queue_limit: int) -> None:
-        self._socket = _bind(host, port)
-        self.host = host
+    def __init__(self, registry: Registry, config: ServerConfig) -> None:
+        self._socket = _bind(config.host, config.port)
+        self.host = config.host
         self.port: int = self._socket.getsockname()[1]
-        self._state = ServerState(registry, queue_limit)
-        config = uvicorn.Config(
+        self._state = ServerState(registry, config)
+        options = uvicorn.Config(
             create_app(self._state),
             loop="asyncio",
             ws="none",
@@ -57,7 +59,7 @@ class Listener:
             server_header=False,
             timeout_graceful_shutdown=2,
         )
-        self._server = _Server(config)
+        self._server = _Server(options)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"lib_mlx-server-{self.port}", daemon=True)

@@ -5,31 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lib_mlx.engine.event_stream import Choices, LoopOutlet
 from lib_mlx.errors import Cancelled, ShuttingDown
 from lib_mlx.generation import Failed, Finished
 from lib_mlx.server.admission import Admission
+from lib_mlx.server.fields import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from concurrent.futures import Future
 
+    from lib_mlx.engine.engine import EngineModel
     from lib_mlx.engine.event_stream import ChoiceEvent
-    from lib_mlx.engine.job import Job, PreparedRequest
+    from lib_mlx.engine.job import Job
     from lib_mlx.engine.sampling import ResolvedSampling
     from lib_mlx.errors import LibMlxError
     from lib_mlx.generation import GenerationRequest
-    from lib_mlx.registry import ModelEntry
+    from lib_mlx.registry import Lease, Registry
+
+T = TypeVar("T")
 
 
 class Sessions:
     """The generations of one server. Belongs to its event loop."""
 
-    def __init__(self, queue_limit: int) -> None:
+    def __init__(self, registry: Registry, queue_limit: int) -> None:
+        self._registry = registry
         self._admission = Admission(queue_limit)
         self._outlet: LoopOutlet | None = None
-        self._open: set[Session] = set()
+        self._open: dict[str, Session] = {}
+        self._waiting: set[asyncio.Future[Any]] = set()
         self._closing = False
         # Templates and tokenisers take CPU time and one lock per model: one thread, off the loop.
         self._pool = ThreadPoolExecutor(1, "lib_mlx-prepare")
@@ -39,42 +46,82 @@ class Sessions:
         """Requests being worked on, running and waiting."""
         return self._admission.in_flight
 
-    async def start(self, model: ModelEntry, request: GenerationRequest, choices: int = 1) -> Session:
-        """Admit, prepare and submit `request`, to be answered `choices` times.
+    async def start(
+        self,
+        name: str | None,
+        request: GenerationRequest,
+        *,
+        request_id: str,
+        choices: int = 1,
+        keep_alive_s: float | None = None,
+    ) -> Session:
+        """Admit `request`, load its model if need be, prepare and submit it, to be answered `choices` times.
+
+        Args:
+            name: the model's; None is the first one.
+            request: what to generate.
+            request_id: what to find the session by.
+            choices: how many answers to make.
+            keep_alive_s: when to unload the model afterwards; None: as it is configured.
 
         Raises:
-            QueueFull, ShuttingDown: it was not admitted.
-            LibMlxError: the model refuses it.
+            QueueFull, ShuttingDown, ModelNotFound: it was not admitted.
+            LibMlxError: the model cannot be loaded, or refuses it.
         """
-        self._refuse_if_closing()
-        loop = asyncio.get_running_loop()
-        if self._outlet is None:
-            self._outlet = LoopOutlet(loop)
-        self._admission.enter()
-        try:
-            prepared = await self._prepare(model, request)
-            self._refuse_if_closing()
+        async with self.lease(name) as lease:
+            prepared = await self.work(lease.engine.prepare, request)
+            if self._outlet is None:
+                self._outlet = LoopOutlet(asyncio.get_running_loop())
             events = Choices(self._outlet, choices)
-            session = Session(self, model, events, model.engine.submit_choices(prepared, events.streams))
-        except BaseException:
-            self._admission.leave()
-            raise
-        self._open.add(session)
+            jobs = lease.engine.submit_choices(prepared, events.streams)
+            key = new_id("req") if request_id in self._open else request_id  # clients choose ids
+            session = self._open[key] = Session(self, lease.keep(), events, jobs, key, keep_alive_s)
         return session
+
+    @contextlib.asynccontextmanager
+    async def lease(self, name: str | None) -> AsyncIterator[KeptLease]:
+        """Admit a request and use its model, loaded first if need be; both end with the block unless kept."""
+        self._refuse_if_closing()
+        self._admission.enter()
+        kept = None
+        try:
+            kept = KeptLease(await self._wait_for(self._registry.lease(name)))
+            self._refuse_if_closing()
+            yield kept
+        finally:
+            if kept is None or not kept.kept:
+                self._admission.leave()
+                if kept is not None:
+                    kept.lease.release()
+
+    async def work(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call `function` on the thread that prepares requests: for what would hold up the loop."""
+        self._refuse_if_closing()
+        return await self._wait_for(self._pool.submit(function, *arguments))
+
+    def find(self, request_id: str) -> Session | None:
+        """Return the session of a request in flight."""
+        return self._open.get(request_id)
 
     def close(self) -> None:
         """Refuse new requests and end the running ones with `shutting_down`."""
         self._closing = True
-        for session in self._open:
+        for session in list(self._open.values()):
             session.end(_stopping())
+        for future in self._waiting:
+            future.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _prepare(self, model: ModelEntry, request: GenerationRequest) -> PreparedRequest:
+    async def _wait_for(self, future: Future[T]) -> T:
+        waiting = asyncio.wrap_future(future)
+        self._waiting.add(waiting)
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, model.engine.prepare, request)
+            return await waiting
         except asyncio.CancelledError:
-            self._refuse_if_closing()  # the pool was shut down with the request still in its queue
+            self._refuse_if_closing()
             raise
+        finally:
+            self._waiting.discard(waiting)
 
     def _refuse_if_closing(self) -> None:
         if self._closing:
@@ -82,16 +129,51 @@ class Sessions:
 
     def forget(self, session: Session) -> None:
         """Count `session` out; called once by `Session.close`."""
-        self._open.discard(session)
+        self._open.pop(session.request_id, None)
         self._admission.leave()
+
+
+class KeptLease:
+    """A lease that ends with a block unless the block keeps it."""
+
+    def __init__(self, lease: Lease) -> None:
+        self.lease = lease
+        self.kept = False
+
+    @property
+    def engine(self) -> EngineModel:
+        """The model."""
+        return self.lease.engine
+
+    @property
+    def id(self) -> str:
+        """The model's name."""
+        return self.lease.id
+
+    def keep(self) -> Lease:
+        """Return the lease; whoever has it releases it, and counts the request out."""
+        self.kept = True
+        return self.lease
 
 
 class Session:
     """The events of one running generation. `close` it, whatever happens."""
 
-    def __init__(self, owner: Sessions, model: ModelEntry, choices: Choices, jobs: list[Job]) -> None:
-        self.model = model
+    def __init__(
+        self,
+        owner: Sessions,
+        lease: Lease,
+        choices: Choices,
+        jobs: list[Job],
+        request_id: str,
+        keep_alive_s: float | None = None,
+    ) -> None:
+        self.model = lease.id
+        """The model's name."""
+        self.request_id = request_id
         self._owner = owner
+        self._lease = lease
+        self._keep_alive_s = keep_alive_s
         self._choices = choices
         self._jobs = jobs
         self._running = len(jobs)
@@ -134,7 +216,7 @@ class Session:
     def cancel(self, error: LibMlxError) -> None:
         """Have the stream end with `Failed(error)`."""
         for job in self._jobs:
-            self.model.engine.cancel(job, error)
+            self._lease.engine.cancel(job, error)
 
     def end(self, error: LibMlxError) -> None:
         """Have the stream end with `Failed(error)` now, even if the engine is busy with something else."""
@@ -148,6 +230,7 @@ class Session:
         self._closed = True
         if not self._ended:
             self.cancel(Cancelled("The client went away."))
+        self._lease.release(self._keep_alive_s)
         self._owner.forget(self)
 
 

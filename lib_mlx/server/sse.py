@@ -40,13 +40,21 @@ class EventStreamResponse(StreamingResponse):
     """Streams what `render` makes of a session's events and closes the session at the end, however it comes.
 
     `render` is given the events of one engine step and returns bytes; one step is one write. While there are no
-    events a comment line keeps the connection alive and shows whether the client is still there.
+    events `keep_alive` keeps the connection alive and shows whether the client is still there.
     """
 
-    def __init__(self, session: Session, head: bytes, render: Callable[[list[ChoiceEvent]], bytes]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        head: bytes,
+        render: Callable[[list[ChoiceEvent]], bytes],
+        *,
+        media_type: str = "text/event-stream",
+        keep_alive: bytes = b": keep-alive\n\n",
+    ) -> None:
         super().__init__(
-            self._body(session, head, render),
-            media_type="text/event-stream",
+            self._body(session, head, render, keep_alive),
+            media_type=media_type,
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
         self._session = session
@@ -60,7 +68,7 @@ class EventStreamResponse(StreamingResponse):
 
     @staticmethod
     async def _body(
-        session: Session, head: bytes, render: Callable[[list[ChoiceEvent]], bytes]
+        session: Session, head: bytes, render: Callable[[list[ChoiceEvent]], bytes], keep_alive: bytes
     ) -> AsyncIterator[bytes]:
         if head:
             yield head
@@ -69,7 +77,8 @@ class EventStreamResponse(StreamingResponse):
                 async with asyncio.timeout(KEEP_ALIVE_S):
                     events = await session.next()
             except TimeoutError:
-                yield b": keep-alive\n\n"
+                if keep_alive:
+                    yield keep_alive
                 continue
             try:
                 chunk = render(events)

@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.generation import Failed, Finished, ReasoningDelta, TextDelta, ToolCallDelta
-from lib_mlx.server.openai.common import chat_usage, error_body, new_id
+from lib_mlx.server.fields import new_id
+from lib_mlx.server.openai.common import chat_usage, error_body
 from lib_mlx.server.sse import DONE, sse
 
 if TYPE_CHECKING:

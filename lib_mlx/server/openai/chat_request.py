@@ -12,17 +12,13 @@ from pydantic import Field
 
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import GenerationRequest, Message, Role, Tool, ToolCall
+from lib_mlx.server.fields import Bias, FunctionName, constraint, refuse, refuse_unless
 from lib_mlx.server.http import WireModel
 from lib_mlx.server.openai.common import (
-    Bias,
     CommonFields,
-    FunctionName,
     StopSequences,
     choose_tools,
-    constraint,
-    refuse,
     refuse_common,
-    refuse_unless,
     sampling,
     thinking,
 )

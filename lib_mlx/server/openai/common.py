@@ -1,14 +1,14 @@
-"""What the OpenAI endpoints share: errors, ids, usage, refusals and tool definitions."""
+"""What the OpenAI endpoints share: errors, usage, common fields and the choice of tools."""
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from lib_mlx.errors import InvalidArgument, UnsupportedFeature
-from lib_mlx.generation import Constraint, SamplingParams
+from lib_mlx.errors import InvalidArgument
+from lib_mlx.generation import SamplingParams
+from lib_mlx.server.fields import Penalty, Probability, RepetitionPenalty, Temperature, refuse_unless
 from lib_mlx.server.http import WireModel
 
 if TYPE_CHECKING:
@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from lib_mlx.generation import Tool, Usage
 
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-
-Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
 def _as_list(value: Any) -> Any:
@@ -43,7 +37,7 @@ class CommonFields(WireModel):
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: int | None = None
@@ -69,11 +63,6 @@ def refuse_common(body: CommonFields) -> None:
     refuse_unless("service_tier", body.service_tier, "auto", "default", why="there is one tier")
 
 
-def new_id(prefix: str) -> str:
-    """Return a fresh object id such as `resp_0f3c…`."""
-    return f"{prefix}_{secrets.token_hex(16)}"
-
-
 def error_body(error: LibMlxError) -> dict[str, Any]:
     """Return `error` in OpenAI's shape."""
     kind = _ERROR_TYPES.get(error.http_status)
@@ -93,38 +82,6 @@ def chat_usage(usage: Usage) -> dict[str, Any]:
         "input_tokens": usage.prompt,
         "output_tokens": usage.completion,
     }
-
-
-def refuse(param: str, why: str, hint: str = "Remove it.") -> None:
-    """Raise for an option that is well-formed but cannot be honoured."""
-    raise UnsupportedFeature(f"{param!r} is not supported: {why}.", hint=hint, param=param)
-
-
-def refuse_unless(param: str, value: Any, *accepted: Any, why: str) -> None:
-    """Refuse `value` unless it is None or one of `accepted`, which ask for nothing beyond what happens anyway."""
-    if value is not None and value not in accepted:
-        refuse(param, why)
-
-
-def constraint(form: Mapping[str, Any] | None, param: str) -> Constraint | None:
-    """Return the form an answer must have; `form` is {"type": "text" | "json_object" | "json_schema", "schema": …}.
-
-    Raises:
-        InvalidArgument, UnsupportedFeature: it is not one of these.
-    """
-    kind = (form or {"type": "text"}).get("type")
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return Constraint("json_object", param=param)
-    if kind != "json_schema":
-        raise UnsupportedFeature(
-            f"{param!r} cannot be {kind!r}.", hint="Use text, json_object or json_schema.", param=param
-        )
-    schema = (form or {}).get("schema")
-    if not isinstance(schema, dict):
-        raise InvalidArgument(f"{param!r} has no schema.", hint="Give a JSON Schema object.", param=param)
-    return Constraint("json_schema", schema, param)
 
 
 def choose_tools(tools: Sequence[Tool], choice: Any) -> tuple[tuple[Tool, ...], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
@@ -10,22 +11,21 @@ from lib_mlx.generation import Failed
 from lib_mlx.server.http import JsonResponse, collect, read_json
 from lib_mlx.server.openai import chat, chat_request, responses, responses_request
 from lib_mlx.server.sse import EventStreamResponse
+from lib_mlx.server.state import state_of
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
     from lib_mlx.registry import ModelEntry
-    from lib_mlx.server.app import ServerState
 
 
 async def chat_completions(request: Request) -> Response:
     """`POST /v1/chat/completions`."""
-    state: ServerState = request.app.state.server
     body = await read_json(request, chat_request.ChatRequest)
-    model = state.registry.find(body.model)
-    session = await state.sessions.start(model, chat_request.to_generation(body), body.n or 1)
-    fold = chat.ChatFold(model.id, choices=body.n or 1, include_usage=body.include_usage)
+    generation = chat_request.to_generation(body)
+    session = await state_of(request).start(request, body.model, generation, choices=body.n or 1)
+    fold = chat.ChatFold(session.model, choices=body.n or 1, include_usage=body.include_usage)
     if body.stream:
         with session.closed_on_error():
             head = chat.encode(fold.opening())
@@ -37,12 +37,10 @@ async def chat_completions(request: Request) -> Response:
 
 async def create_response(request: Request) -> Response:
     """`POST /v1/responses`."""
-    state: ServerState = request.app.state.server
     body = await read_json(request, responses_request.ResponsesRequest)
-    model = state.registry.find(body.model)
-    session = await state.sessions.start(model, responses_request.to_generation(body))
+    session = await state_of(request).start(request, body.model, responses_request.to_generation(body))
     sampling = session.sampling
-    fold = responses.ResponsesFold(body, model.id, temperature=sampling.temperature, top_p=sampling.top_p)
+    fold = responses.ResponsesFold(body, session.model, temperature=sampling.temperature, top_p=sampling.top_p)
     if body.stream:
         with session.closed_on_error():
             head = responses.encode(fold.opening())
@@ -56,14 +54,14 @@ async def create_response(request: Request) -> Response:
 
 async def list_models(request: Request) -> Response:
     """`GET /v1/models`."""
-    state: ServerState = request.app.state.server
-    return JsonResponse({"object": "list", "data": [_model(entry) for entry in state.registry.entries()]})
+    entries = await asyncio.to_thread(state_of(request).registry.entries)  # may look at the disk
+    return JsonResponse({"object": "list", "data": [_model(entry) for entry in entries]})
 
 
 async def retrieve_model(request: Request) -> Response:
     """`GET /v1/models/{id}`."""
-    state: ServerState = request.app.state.server
-    return JsonResponse(_model(state.registry.find(request.path_params["id"])))
+    entry = await asyncio.to_thread(state_of(request).registry.find, request.path_params["id"])
+    return JsonResponse(_model(entry))
 
 
 def _model(entry: ModelEntry) -> dict[str, Any]:
@@ -72,7 +70,8 @@ def _model(entry: ModelEntry) -> dict[str, Any]:
         "object": "model",
         "created": entry.created,
         "owned_by": "local",
-        "context_length": entry.engine.context_length,
+        "status": entry.status,
+        "context_length": entry.engine.context_length if entry.engine else None,
     }
 
 

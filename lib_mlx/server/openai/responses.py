@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from lib_mlx.generation import Failed, Finished, ReasoningDelta, TextDelta, ToolCallDelta, Usage
-from lib_mlx.server.openai.common import new_id
+from lib_mlx.server.fields import new_id
 from lib_mlx.server.sse import DONE, sse
 
 if TYPE_CHECKING:

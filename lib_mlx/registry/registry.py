@@ -1,0 +1,347 @@
+"""The models of one server: which there are, loaded when they are asked for, kept by use, given up for memory.
+
+```
+available ──► loading ──► ready ──► unloading ──► available
+                 └──► failed (tried again when it is asked for again)
+```
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from lib_mlx import memory
+from lib_mlx.engine.loading import open_model
+from lib_mlx.engine.worker import get_worker
+from lib_mlx.errors import InsufficientMemory, InvalidArgument, LibMlxError, ModelBusy, ModelNotFound, ShuttingDown
+from lib_mlx.registry.need import estimate_need
+from lib_mlx.registry.slot import FOREVER, ModelEntry, ModelSpec, Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from lib_mlx.engine.engine import EngineModel
+
+log = logging.getLogger(__name__)
+
+_CLOSE_S = 5.0
+
+
+class Lease:
+    """The use of a loaded model, which stays loaded until `release`. Any thread."""
+
+    def __init__(self, registry: Registry, slot: Slot, engine: EngineModel) -> None:
+        self.id = slot.spec.id
+        self.engine = engine
+        self._registry = registry
+        self._slot: Slot | None = slot
+
+    def release(self, keep_alive_s: float | None = None) -> None:
+        """Give the model free, to be unloaded after `keep_alive_s` (None: as configured). Idempotent."""
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._registry._released(slot, keep_alive_s)  # noqa: SLF001 - the two are one
+
+
+class Registry:
+    """The models of one server. Thread-safe; nothing blocks but what says so.
+
+    Args:
+        keep_alive_s: unload a model after so long without a request.
+        limit_bytes: the most that all models may take together; what the machine has free if None.
+        discover: called for further models, each time they are listed or an unknown one is asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        keep_alive_s: float = FOREVER,
+        limit_bytes: int | None = None,
+        discover: Callable[[], Iterable[ModelSpec]] = tuple,
+    ) -> None:
+        self._keep_alive_s = keep_alive_s
+        self._limit_bytes = limit_bytes
+        self._discover = discover
+        self._changed = threading.Condition()
+        self._room = threading.Lock()  # one load at a time decides what must go for it
+        self._slots: dict[str, Slot] = {}
+        self._listeners: list[Callable[[ModelEntry], None]] = []
+        self._keeper: threading.Thread | None = None
+        self._closed = False
+
+    def add(self, spec: ModelSpec) -> None:
+        """Make a model known, to be loaded at its first use."""
+        with self._changed:
+            self._slots.setdefault(spec.id, Slot(spec))
+
+    def add_loaded(self, spec: ModelSpec, engine: EngineModel, created: int) -> None:
+        """Make a model known that its host has loaded, and alone unloads."""
+        slot = Slot(spec, owned=False, status="ready", progress=1.0, engine=engine, created=created)
+        slot.bytes = engine.weight_bytes
+        with self._changed:
+            self._slots[spec.id] = slot
+
+    def subscribe(self, listener: Callable[[ModelEntry], None]) -> Callable[[], None]:
+        """Have `listener` called at every change, on whatever thread made it; returns what ends that."""
+        with self._changed:
+            self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def entries(self) -> list[ModelEntry]:
+        """Return all models, in the order they were made known. Looks at the disk if models are discovered."""
+        self._look()
+        with self._changed:
+            return [slot.entry() for slot in self._slots.values()]
+
+    def known(self) -> list[ModelEntry]:
+        """Return the models that are known already; looks at nothing."""
+        with self._changed:
+            return [slot.entry() for slot in self._slots.values()]
+
+    def find(self, name: str | None) -> ModelEntry:
+        """Return the model that answers to `name`; without a name, the first one.
+
+        Raises:
+            ModelNotFound: there is none.
+        """
+        with self._changed:
+            return self._find(name).entry()
+
+    def lease(self, name: str | None) -> Future[Lease]:
+        """Use a model: it is loaded first if it is not. The future ends with a lease to be released.
+
+        Requests for the same model wait for one load. Cancelling the future gives the wait up, not the load.
+
+        Raises:
+            ModelNotFound, ShuttingDown: at once. What goes wrong with a load is the future's exception.
+        """
+        wanted: Future[Lease] = Future()
+        with self._changed:
+            self._refuse_if_closed()
+            slot = self._find(name)
+            slot.waiting.append(wanted)
+            if slot.status == "ready":
+                self._hand_out(slot)
+            elif slot.status in {"available", "failed"}:
+                self._start_load(slot)
+        self._publish(slot)
+        return wanted
+
+    def unload(self, name: str) -> None:
+        """Unload a model, or cancel its load. Blocks until its memory is free.
+
+        Raises:
+            ModelNotFound, ModelBusy: there is none, or it is answering requests.
+            InvalidArgument: it is its host's.
+        """
+        with self._changed:
+            slot = self._find(name)
+            if not slot.owned:
+                raise InvalidArgument(
+                    f"The model {slot.spec.id!r} belongs to the program that serves it.",
+                    hint="It is unloaded there, with unload_model.",
+                    param="model",
+                )
+            if slot.busy:
+                raise ModelBusy(
+                    f"The model {slot.spec.id!r} is answering {slot.busy} requests.", hint="Cancel them, or wait."
+                )
+            if slot.status == "loading":
+                slot.cancelled.set()
+                self._changed.wait_for(lambda: slot.status != "loading")
+            if slot.status != "ready" or slot.busy:  # the load ended before it noticed
+                return
+            slot.status = "unloading"
+        self._unload(slot)
+
+    def close(self) -> None:
+        """Unload what was loaded here and refuse what comes. Blocks, 5 s at most for loads to notice."""
+        with self._changed:
+            self._closed = True
+            for slot in self._slots.values():
+                slot.cancelled.set()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not any(s.status == "loading" for s in self._slots.values()), _CLOSE_S)
+            ready = [slot for slot in self._slots.values() if slot.owned and slot.status == "ready"]
+            for slot in ready:
+                slot.status = "unloading"
+        for slot in ready:
+            self._unload(slot)
+
+    # Finding
+
+    def _find(self, name: str | None) -> Slot:
+        found = self._match(name)
+        if found is None and name is not None:
+            self._look()
+            found = self._match(name)
+        if found is not None:
+            return found
+        known = ", ".join(repr(model) for model in self._slots)
+        raise ModelNotFound(
+            f"The model {name!r} does not exist here.",
+            hint=f"This server has {known}." if known else "This server has no model.",
+            param="model",
+        )
+
+    def _match(self, name: str | None) -> Slot | None:
+        slots = self._slots.values()
+        if name is None:
+            return next(iter(slots), None)
+        return self._slots.get(name) or next((slot for slot in slots if name in slot.spec.aliases), None)
+
+    def _look(self) -> None:
+        found = list(self._discover())
+        with self._changed:
+            for spec in found:
+                self._slots.setdefault(spec.id, Slot(spec))
+
+    # Loading
+
+    def _start_load(self, slot: Slot) -> None:
+        slot.status, slot.progress, slot.stage, slot.error = "loading", 0.0, "", None
+        slot.cancelled.clear()
+        threading.Thread(target=self._load, args=(slot,), name=f"lib_mlx-load-{slot.spec.id}", daemon=True).start()
+
+    def _load(self, slot: Slot) -> None:
+        spec = slot.spec
+        try:
+            self._refuse_if_closed()
+            self._make_room(slot)
+            engine = open_model(
+                spec.path,
+                spec.config,
+                revision=spec.revision,
+                progress=lambda fraction, stage: self._progressed(slot, fraction, stage),
+                cancelled=slot.cancelled.is_set,
+            )
+        except Exception as error:
+            if not isinstance(error, LibMlxError):
+                log.exception("loading %s failed", spec.id)
+            self._failed(slot, error)
+            return
+        with self._changed:
+            slot.status, slot.engine, slot.bytes = "ready", engine, engine.weight_bytes
+            slot.created, slot.used = int(time.time()), time.monotonic()
+            slot.keep_alive_s = self._keep_alive(spec)
+            self._hand_out(slot)
+            self._start_keeper()
+            self._changed.notify_all()
+        self._publish(slot)
+
+    def _failed(self, slot: Slot, error: Exception) -> None:
+        known = error if isinstance(error, LibMlxError) else LibMlxError(f"The load failed: {error}.")
+        with self._changed:
+            slot.status, slot.error, slot.bytes = "failed", known.copy(), 0
+            waiting, slot.waiting = slot.waiting, []
+            self._changed.notify_all()
+        for wanted in waiting:
+            if wanted.set_running_or_notify_cancel():
+                wanted.set_exception(known.copy())
+        self._publish(slot)
+
+    def _hand_out(self, slot: Slot) -> None:
+        """Give leases to all who wait for `slot`, which is ready."""
+        waiting, slot.waiting = slot.waiting, []
+        for wanted in waiting:
+            if slot.engine is not None and wanted.set_running_or_notify_cancel():
+                slot.busy += 1
+                wanted.set_result(Lease(self, slot, slot.engine))
+
+    def _make_room(self, slot: Slot) -> None:
+        """Unload what was not used for longest until `slot` fits; raises InsufficientMemory if it never does."""
+        need = estimate_need(slot.spec)
+        with self._room:
+            while True:
+                with self._changed:
+                    held = sum(other.bytes for other in self._slots.values() if other is not slot)
+                    free = memory.available_bytes()
+                    room = free if self._limit_bytes is None else min(free, self._limit_bytes - held)
+                    if need <= room:
+                        slot.bytes = need
+                        return
+                    idle = [other for other in self._slots.values() if other.evictable]
+                    victim = min(idle, key=lambda other: other.used, default=None)
+                    if victim is None:
+                        raise self._too_large(slot, need, room)
+                    victim.status = "unloading"
+                self._unload(victim)
+
+    def _too_large(self, slot: Slot, need: int, room: int) -> InsufficientMemory:
+        limit = "no limit is set" if self._limit_bytes is None else f"the limit is {self._limit_bytes / 1e9:.2f} GB"
+        return InsufficientMemory(
+            f"The model {slot.spec.id!r} needs about {need / 1e9:.2f} GB; {max(0, room) / 1e9:.2f} GB are available, "
+            f"and {limit}.",
+            hint="Unload models that are in use or pinned, raise memory_limit_bytes, or use a smaller model.",
+            param="model",
+        )
+
+    def _progressed(self, slot: Slot, fraction: float, stage: str) -> None:
+        with self._changed:
+            slot.progress, slot.stage = round(fraction, 4), stage
+        self._publish(slot)
+
+    # Unloading
+
+    def _released(self, slot: Slot, keep_alive_s: float | None) -> None:
+        with self._changed:
+            slot.busy -= 1
+            slot.used = time.monotonic()
+            slot.keep_alive_s = self._keep_alive(slot.spec) if keep_alive_s is None else keep_alive_s
+            self._changed.notify_all()
+        self._publish(slot)
+
+    def _keep_alive(self, spec: ModelSpec) -> float:
+        return self._keep_alive_s if spec.keep_alive_s is None else spec.keep_alive_s
+
+    def _unload(self, slot: Slot) -> None:
+        """Free what `slot`, marked as unloading, holds; load it again if it was asked for meanwhile."""
+        self._publish(slot)
+        engine, slot.engine = slot.engine, None
+        if engine is not None:
+            engine.unload()
+            del engine
+            get_worker().run(memory.release)  # the tokenizer went with the last reference
+        with self._changed:
+            slot.status, slot.bytes, slot.progress = "available", 0, 0.0
+            if slot.waiting:
+                self._start_load(slot)
+            self._changed.notify_all()
+        self._publish(slot)
+
+    def _start_keeper(self) -> None:
+        if self._keeper is None:
+            self._keeper = threading.Thread(target=self._keep, name="lib_mlx-keeper", daemon=True)
+            self._keeper.start()
+
+    def _keep(self) -> None:
+        """Unload what has been idle for too long, until the registry is closed."""
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                due = min(self._slots.values(), key=lambda slot: slot.expires_at)
+                left = due.expires_at - time.monotonic()
+                if left > 0:
+                    self._changed.wait(None if left == FOREVER else left)
+                    continue
+                due.status = "unloading"
+            self._unload(due)
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise _stopping()
+
+    def _publish(self, slot: Slot) -> None:
+        with self._changed:
+            entry, listeners = slot.entry(), list(self._listeners)
+        for listener in listeners:
+            listener(entry)
+
+
+def _stopping() -> ShuttingDown:
+    return ShuttingDown("The server is stopping.", hint="Start it again.")
