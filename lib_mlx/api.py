@@ -57,6 +57,9 @@ class Server:
         self.base_url = status.base_url or ""
         """Point an OpenAI client here."""
         self.model_id = status.model_id or ""
+        self.uds = status.uds
+        self.api_key = status.api_key
+        """What clients must send; None if no key is needed, or the server was running already."""
 
     def stop(self) -> None:
         """End running streams with their terminal event and close. Blocks, 6 s at most. Idempotent."""

@@ -7,10 +7,12 @@ known one. Nothing heavy is imported here beyond pydantic.
 from __future__ import annotations
 
 import difflib
+import math
+import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from lib_mlx.errors import InvalidArgument, InvalidJson
@@ -20,6 +22,32 @@ if TYPE_CHECKING:
 
 CpuWeights = Literal["auto", "float32", "quantized"]
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def parse_duration(value: Any) -> Any:
+    """Return seconds: of a number, or of a text like "90", "1.5h", "10m30s", "500ms"; negative is for ever.
+
+    The text is Go's duration, as Ollama's `keep_alive` takes it (https://pkg.go.dev/time#ParseDuration).
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        parts = _DURATION.findall(text.lstrip("+-"))
+        if "".join(map("".join, parts)) == text.lstrip("+-") and parts:
+            seconds = sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
+            value = -seconds if text.startswith("-") else seconds
+        else:
+            raise ValueError(f"{value!r} is not a duration like '5m'")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if math.isnan(value):
+            raise ValueError("not a number of seconds")
+        return math.inf if value < 0 else float(value)
+    return value
+
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)?")
+KeepAlive = Annotated[float, Field(ge=0), BeforeValidator(parse_duration)]
+"""Seconds; infinity is for ever."""
 
 
 class _Config(BaseModel):
@@ -72,17 +100,63 @@ class LoadConfig(EngineConfig):
     """False: return at once; poll `server_status` for `progress`."""
 
 
+class ServedModel(EngineConfig):
+    """A further model of a server, loaded when it is first asked for."""
+
+    model_path: Annotated[str, Field(min_length=1)]
+    """As in `LoadConfig`."""
+    model_id: Annotated[str, Field(min_length=1)] | None = None
+    """The name clients use; the last part of `model_path` if not given."""
+    revision: str | None = None
+    """As in `LoadConfig`."""
+    pinned: bool = False
+    """Never unload it to make room or for idleness."""
+    keep_alive: KeepAlive | None = None
+    """Unload it after so long without a request; the server's `keep_alive` if not given."""
+
+
+class Profile(_Config):
+    """Bounds of a request that names it in `profile`."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The most tokens of an answer, reasoning included."""
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
+    """Images are made smaller than this."""
+
+
 class ServerConfig(_Config):
-    """Where and how to serve one model (`lib_mlx_start_server`, `Model.start_server`)."""
+    """Where and how to serve one model, and others (`lib_mlx_start_server`, `Model.start_server`)."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """Address to bind. Only loopback unless named otherwise."""
     port: Port = 0
     """0 picks a free port; any other number is taken or is an error."""
+    uds: Annotated[str, Field(min_length=1)] | None = None
+    """Path of a Unix socket to listen on instead, open to this user alone."""
     model_id: Annotated[str, Field(min_length=1)] | None = None
     """The name clients use; the model's own if not given."""
     queue_limit: Annotated[int, Field(ge=1)] = 64
     """Requests in flight at once, running and waiting; one more is answered 429 `queue_full`."""
+    api_key: Annotated[str, Field(min_length=1, pattern=r"^[\x21-\x7e]+$")] | None = None
+    """What clients must send as `Authorization: Bearer …` or `x-api-key`; "auto" makes one up, told once."""
+    allowed_hosts: list[Annotated[str, Field(min_length=1)]] = []
+    """Further names that the Host header may have, beside addresses, localhost and `host`; "*" is any."""
+    allowed_origins: list[Annotated[str, Field(min_length=1)]] = []
+    """Web pages that may call the server, such as "https://example.org"; "*" is any. None but its own if empty."""
+    body_limit_bytes: Annotated[int, Field(ge=1024)] = 32 << 20
+    """A larger request body is answered 413."""
+    models: list[ServedModel] = []
+    """Further models, loaded at their first use."""
+    models_file: Annotated[str, Field(min_length=1)] | None = None
+    """A TOML file with tables `[[models]]` of the same keys."""
+    model_store: bool = False
+    """Serve every model of the store and the Hugging Face cache, under the names that `lib-mlx list` shows."""
+    keep_alive: KeepAlive | None = None
+    """Unload a further model after so long without a request: seconds, or a text like "5m"; negative or None: never."""
+    memory_limit_bytes: Annotated[int, Field(ge=1)] | None = None
+    """The most that all models may take; those used least recently go first. What the machine has if not given."""
+    profiles: dict[str, Profile] = {}
+    """Named bounds beside the built-in `fast`, `balanced` and `quality`, or in their place."""
 
 
 C = TypeVar("C", bound=_Config)

@@ -16,6 +16,7 @@ LibMlxError
 ├── ModelNotFound          model_not_found         404  no model of that name or path
 ├── NotFound               not_found               404  no such route or object
 ├── MethodNotAllowed       method_not_allowed      405  the route exists, the method does not
+├── RequestTimeout         request_timeout         408  the request's body took too long to arrive
 ├── ModelBusy              model_busy              409  the model is answering requests
 ├── PayloadTooLarge        payload_too_large       413  the request body is over the limit
 ├── UnsupportedMediaType   unsupported_media_type  415  the body is not application/json
@@ -147,6 +148,12 @@ class MethodNotAllowed(LibMlxError):
     """The route exists, the method does not."""
 
     code, http_status = "method_not_allowed", 405
+
+
+class RequestTimeout(LibMlxError):
+    """The body of a request took too long to arrive."""
+
+    code, http_status = "request_timeout", 408
 
 
 class ModelBusy(LibMlxError):

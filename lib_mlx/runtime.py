@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import secrets
 import threading
 import time
 from dataclasses import replace
@@ -130,7 +131,8 @@ class Runtime:
         Raises:
             InvalidHandle, ModelLoading, AddressInUse, ServerStartFailed, InvalidArgument: it cannot be served.
         """
-        from lib_mlx.registry import ModelSpec, Registry
+        from lib_mlx.registry import ModelSpec
+        from lib_mlx.registry.sources import new_registry
         from lib_mlx.server.listener import Listener
 
         handle = self._find(number)
@@ -141,7 +143,9 @@ class Runtime:
             if handle.model.status == "unloading":  # which waits for the lock, to stop what is running by then
                 raise InvalidHandle(f"The model of handle {number} is being unloaded.")
             name = config.model_id or handle.model.model_id
-            registry = Registry()
+            if config.api_key == "auto":
+                config = config.model_copy(update={"api_key": secrets.token_urlsafe(32)})
+            registry = new_registry(config)
             aliases = frozenset({handle.model.model_id, handle.config.model_path})
             spec = ModelSpec(name, handle.config.model_path, handle.config, aliases=aliases, pinned=True)
             registry.add_loaded(spec, engine, handle.created)
@@ -153,8 +157,10 @@ class Runtime:
                 self._set_server(handle, ServerStatus("stopped"))
                 raise
             handle.listener, handle.registry = listener, registry
-            self._set_server(handle, ServerStatus("running", listener.host, listener.port, listener.base_url, name))
-            return handle.status()
+            running = ServerStatus("running", listener.host, listener.port, listener.base_url, name, listener.uds)
+            self._set_server(handle, running)
+            # The key is told once, to whoever started the server, and stands in no status.
+            return replace(handle.status(), server=replace(running, api_key=config.api_key))
 
     def stop_server(self, number: int, deadline_s: float = STOP_DEADLINE_S) -> Status:
         """End the streams with their terminal event and close the server. Without a server, nothing happens."""
@@ -237,7 +243,8 @@ class Runtime:
     # Ending
 
     def _unload(self, handle: _Handle, deadline_s: float) -> UnloadReport:
-        from lib_mlx.memory import release, resident_bytes
+        from lib_mlx.engine.heap import release
+        from lib_mlx.memory import resident_bytes
 
         before = resident_bytes()
         handle.cancelled.set()

@@ -47,6 +47,10 @@ class ServerStatus:
     port: int | None = None
     base_url: str | None = None
     model_id: str | None = None
+    uds: str | None = None
+    """The Unix socket it listens on, if it does; `host` and `port` mean nothing then."""
+    api_key: str | None = None
+    """Set in the answer to the start alone."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the object of the C ABI."""

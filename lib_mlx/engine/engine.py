@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from lib_mlx import memory
 from lib_mlx.config import EngineConfig
-from lib_mlx.engine import blas
+from lib_mlx.engine import blas, heap
 from lib_mlx.engine.job import Job
 from lib_mlx.engine.preparation import RequestPreparer
 from lib_mlx.engine.scheduler import Scheduler
@@ -139,7 +139,7 @@ class EngineModel:
         if self._store is not None:
             self._store.save(self._scheduler.prefixes)
         self._scheduler.close()
-        memory.release()
+        heap.release()
 
     def _set_suspended(self, value: bool) -> None:
         self._refuse_if_closed()
@@ -214,7 +214,7 @@ def load(
         error.__cause__ = error.__context__ = None
         traceback.clear_frames(error.__traceback__)  # they hold what was loaded
         loaded = scheduler = model = weights = None  # type: ignore[assignment]
-        worker.run(memory.release)
+        worker.run(heap.release)
         raise
     progress(1.0, "ready")
     return model

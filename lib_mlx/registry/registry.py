@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from lib_mlx import memory
+from lib_mlx.engine import heap
 from lib_mlx.engine.loading import open_model
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InsufficientMemory, InvalidArgument, LibMlxError, ModelBusy, ModelNotFound, ShuttingDown
@@ -130,6 +131,10 @@ class Registry:
                 self._start_load(slot)
         self._publish(slot)
         return wanted
+
+    def preload(self, name: str) -> None:
+        """Begin to load a model if it is not loaded; raises as `lease` does."""
+        self.lease(name).add_done_callback(_give_back)
 
     def unload(self, name: str) -> None:
         """Unload a model, or cancel its load. Blocks until its memory is free.
@@ -305,7 +310,7 @@ class Registry:
         if engine is not None:
             engine.unload()
             del engine
-            get_worker().run(memory.release)  # the tokenizer went with the last reference
+            get_worker().run(heap.release)  # the tokenizer went with the last reference
         with self._changed:
             slot.status, slot.bytes, slot.progress = "available", 0, 0.0
             if slot.waiting:
@@ -341,6 +346,11 @@ class Registry:
             entry, listeners = slot.entry(), list(self._listeners)
         for listener in listeners:
             listener(entry)
+
+
+def _give_back(wanted: Future[Lease]) -> None:
+    if not wanted.cancelled() and wanted.exception() is None:
+        wanted.result().release()
 
 
 def _stopping() -> ShuttingDown:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Route
+from starlette.middleware.cors import CORSMiddleware
 
 from lib_mlx.errors import Internal, InvalidArgument, LibMlxError, MethodNotAllowed, NotFound
-from lib_mlx.server.dialects import error_shape
-from lib_mlx.server.http import JsonResponse
+from lib_mlx.server import management
+from lib_mlx.server.dialects import error_response
 from lib_mlx.server.openai import endpoints as openai
 from lib_mlx.server.request_id import RequestIdMiddleware
-from lib_mlx.server.state import state_of
+from lib_mlx.server.security import KeyMiddleware, SecurityMiddleware
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from lib_mlx.config import ServerConfig
     from lib_mlx.server.state import ServerState
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 def create_app(state: ServerState) -> Starlette:
     """Return the application; it is bound to the event loop it first runs on."""
     app = Starlette(
-        routes=[Route("/health", health, methods=["GET"]), *openai.routes()],
-        middleware=[Middleware(RequestIdMiddleware)],
+        routes=[*management.routes(), *openai.routes()],
+        middleware=_middleware(state.config),
         exception_handlers={LibMlxError: _known_error, HTTPException: _http_error, Exception: _defect},
     )
     app.router.redirect_slashes = False
@@ -39,27 +39,27 @@ def create_app(state: ServerState) -> Starlette:
     return app
 
 
-async def health(request: Request) -> Response:
-    """`GET /health`: 200 once the server can answer, 503 while the engine has been at one step for too long."""
-    state = state_of(request)
-    models = state.registry.known()
-    stalled = any(entry.engine is not None and entry.engine.stalled for entry in models)
-    return JsonResponse(
-        {
-            "status": "stalled" if stalled else "ok",
-            "models": [entry.id for entry in models if entry.status == "ready"],
-            "in_flight": state.sessions.in_flight,
-            "uptime_s": round(time.monotonic() - state.started, 3),
-        },
-        503 if stalled else 200,
-    )
+def _middleware(config: ServerConfig) -> list[Middleware]:
+    stack = [Middleware(RequestIdMiddleware), Middleware(SecurityMiddleware, config=config)]
+    if config.allowed_origins:
+        stack.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=[origin.rstrip("/") for origin in config.allowed_origins],
+                allow_methods=["GET", "POST", "DELETE"],
+                allow_headers=["*"],
+                expose_headers=["X-Request-Id", "Retry-After"],
+            )
+        )
+    if config.api_key is not None:
+        stack.append(Middleware(KeyMiddleware, key=config.api_key))
+    return stack
 
 
 async def _known_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, LibMlxError):
         raise error
-    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
-    return JsonResponse(error_shape(request)(error), error.http_status, headers)
+    return error_response(request, error)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lib_mlx.server.http import JsonResponse
 from lib_mlx.server.openai import common as openai
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from lib_mlx.errors import LibMlxError
 
@@ -17,3 +19,9 @@ if TYPE_CHECKING:
 def error_shape(request: Request) -> Callable[[LibMlxError], dict[str, Any]]:  # noqa: ARG001
     """Return what renders an error as the client of `request` expects it."""
     return openai.error_body
+
+
+def error_response(request: Request, error: LibMlxError) -> Response:
+    """Return `error` as the answer to `request`."""
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
+    return JsonResponse(error_shape(request)(error), error.http_status, headers)

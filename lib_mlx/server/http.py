@@ -11,17 +11,25 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
-from lib_mlx.errors import Cancelled, InvalidArgument, InvalidJson, PayloadTooLarge, UnsupportedMediaType
+from lib_mlx.errors import (
+    Cancelled,
+    InvalidArgument,
+    InvalidJson,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+from lib_mlx.server.multipart import attach, read_parts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     from starlette.requests import Request
 
     from lib_mlx.engine.event_stream import ChoiceEvent
     from lib_mlx.server.session import Session
 
-MAX_BODY_BYTES = 32 << 20
+BODY_S = 60.0
 MAX_DEPTH = 100
 
 M = TypeVar("M", bound=BaseModel)
@@ -54,23 +62,49 @@ class JsonResponse(Response):
 
 
 async def read_json(request: Request, kind: type[M]) -> M:
-    """Read and validate the body of `request`.
+    """Read and validate the body of `request`: JSON, or a form with JSON in it (see `server.multipart`).
 
     Raises:
-        UnsupportedMediaType: it is not declared as JSON; a web page cannot send JSON across origins unasked.
-        PayloadTooLarge: it is over `MAX_BODY_BYTES`.
+        UnsupportedMediaType: it is declared as neither; a web page cannot send JSON across origins unasked.
+        PayloadTooLarge, RequestTimeout: it is over the server's limit, or takes longer than `BODY_S` to arrive.
         InvalidJson, InvalidArgument: it is not what `kind` describes; `param` names the field.
     """
+    return validate(kind, await _read_object(request))
+
+
+async def _read_object(request: Request) -> dict[str, Any]:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaType(
-            f"The content type {media_type!r} is not supported.", hint="Send the header Content-Type: application/json."
-        )
-    body = bytearray()
+    limit = request.app.state.server.config.body_limit_bytes
+    files: dict[str, str] = {}
+    try:
+        async with asyncio.timeout(BODY_S):
+            if media_type == "application/json":
+                body = b"".join([chunk async for chunk in _bounded(request, limit)])
+            elif media_type == "multipart/form-data":
+                body, files = await read_parts(request.headers, _bounded(request, limit), limit)
+            else:
+                raise UnsupportedMediaType(
+                    f"The content type {media_type!r} is not supported.",
+                    hint="Send the header Content-Type: application/json.",
+                )
+    except TimeoutError:
+        raise RequestTimeout(f"The body did not arrive within {BODY_S:.0f} s.", hint="Send it again.") from None
+    return attach(parse_object(body), files)
+
+
+async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    size = 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise PayloadTooLarge(f"The body is larger than {MAX_BODY_BYTES >> 20} MiB.", hint="Send less.")
+        size += len(chunk)
+        if size > limit:
+            raise PayloadTooLarge(
+                f"The body is larger than {limit} bytes.", hint="Send less, or start the server with body_limit_bytes."
+            )
+        yield chunk
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object of `body`; raises InvalidJson if it is none, or nested too deep."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -79,7 +113,7 @@ async def read_json(request: Request, kind: type[M]) -> M:
         raise InvalidJson("The body must be a JSON object.", hint="Send a JSON object in UTF-8.")
     if _depth(value) > MAX_DEPTH:
         raise InvalidJson(f"The body is nested more than {MAX_DEPTH} levels deep.", hint="Flatten it.")
-    return validate(kind, value)
+    return value
 
 
 def _depth(value: Any) -> int:

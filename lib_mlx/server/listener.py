@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from lib_mlx.errors import AddressInUse, InvalidArgument, LibMlxError, ServerStartFailed
 from lib_mlx.server.app import create_app
+from lib_mlx.server.connections import MAX_HEAD_BYTES, BoundedProtocol
 from lib_mlx.server.state import ServerState
 
 if TYPE_CHECKING:
@@ -44,13 +47,16 @@ class Listener:
     """Serves `registry` at the address of `config`. `start` once, `stop` once; any thread."""
 
     def __init__(self, registry: Registry, config: ServerConfig) -> None:
-        self._socket = _bind(config.host, config.port)
+        self._socket = _bind(config.host, config.port) if config.uds is None else _bind_unix(Path(config.uds))
         self.host = config.host
-        self.port: int = self._socket.getsockname()[1]
+        self.uds = config.uds
+        self.port: int = self._socket.getsockname()[1] if config.uds is None else 0
         self._state = ServerState(registry, config)
         options = uvicorn.Config(
             create_app(self._state),
             loop="asyncio",
+            http=BoundedProtocol,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -67,6 +73,8 @@ class Listener:
     @property
     def base_url(self) -> str:
         """The root of the API for clients; OpenAI's may append `/v1` or not."""
+        if self.uds is not None:
+            return "http://localhost"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
@@ -89,7 +97,7 @@ class Listener:
         loop = self._loop
         if loop is not None and not loop.is_closed():
             try:
-                loop.call_soon_threadsafe(self._state.sessions.close)
+                loop.call_soon_threadsafe(self._state.close)
             except RuntimeError:
                 log.debug("the loop closed meanwhile")
         self._server.should_exit = True
@@ -109,6 +117,8 @@ class Listener:
             log.debug("the server ended", exc_info=error)
         finally:
             self._socket.close()
+            if self.uds is not None:
+                Path(self.uds).unlink(missing_ok=True)
             self._server.accepting.set()
 
 
@@ -132,6 +142,42 @@ def _bind(host: str, port: int) -> socket.socket:
         raise _bind_error(host, port, error) from None
     listening.set_inheritable(False)
     return listening
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """Return a bound Unix socket that only this user may connect to; one that nobody listens on is replaced."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(str(path)) == 0:
+                    raise AddressInUse(f"Somebody listens on {path}.", hint="Use another path.", param="uds")
+            path.unlink()
+        _bind_privately(listening, path)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise ServerStartFailed(
+            f"Cannot listen on {path}: {error.strerror or error}.",
+            hint="The path must be new, in a folder that exists, and of 100 characters at most.",
+            param="uds",
+        ) from None
+    except LibMlxError:
+        listening.close()
+        raise
+    listening.set_inheritable(False)
+    return listening
+
+
+def _bind_privately(listening: socket.socket, path: Path) -> None:
+    """Bind, and let nobody connect in between: the file appears under its name with its mode set."""
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, "there is a file of this name")
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    staged.unlink(missing_ok=True)
+    listening.bind(str(staged))
+    staged.chmod(0o600)
+    staged.rename(path)
 
 
 def _bind_error(host: str, port: int, error: OSError) -> LibMlxError:

@@ -12,6 +12,7 @@ from lib_mlx.errors import Cancelled, ShuttingDown
 from lib_mlx.generation import Failed, Finished
 from lib_mlx.server.admission import Admission
 from lib_mlx.server.fields import new_id
+from lib_mlx.server.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,6 +33,7 @@ class Sessions:
     """The generations of one server. Belongs to its event loop."""
 
     def __init__(self, registry: Registry, queue_limit: int) -> None:
+        self.metrics = Metrics()
         self._registry = registry
         self._admission = Admission(queue_limit)
         self._outlet: LoopOutlet | None = None
@@ -98,6 +100,16 @@ class Sessions:
         """Call `function` on the thread that prepares requests: for what would hold up the loop."""
         self._refuse_if_closing()
         return await self._wait_for(self._pool.submit(function, *arguments))
+
+    @property
+    def limit(self) -> int:
+        """The most requests in flight."""
+        return self._admission.limit
+
+    @property
+    def closing(self) -> bool:
+        """Whether the server is stopping."""
+        return self._closing
 
     def find(self, request_id: str) -> Session | None:
         """Return the session of a request in flight."""
@@ -189,10 +201,12 @@ class Session:
         events = await self._choices.get()
         for at, (_, event) in enumerate(events):
             if isinstance(event, Failed):
+                self._owner.metrics.failed(self.model, event)
                 self._ended = True
                 self.cancel(event.error)  # the other choices: the request has failed
                 return events[: at + 1]
             if isinstance(event, Finished):
+                self._owner.metrics.finished(self.model, event)
                 self._running -= 1
                 if not self._running:
                     self._ended = True
@@ -229,6 +243,7 @@ class Session:
             return
         self._closed = True
         if not self._ended:
+            self._owner.metrics.left(self.model)
             self.cancel(Cancelled("The client went away."))
         self._lease.release(self._keep_alive_s)
         self._owner.forget(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from lib_mlx.server.news import News
 from lib_mlx.server.session import Sessions
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ class ServerState:
         self.config = config
         self.sessions = Sessions(registry, config.queue_limit)
         self.started = time.monotonic()
+        self.news = News(registry)
+
+    def close(self) -> None:
+        """Refuse new requests and end the running ones."""
+        self.sessions.close()
+        self.news.close()
 
     async def start(
         self,

@@ -16,7 +16,7 @@ from mlx_lm.models.switch_layers import SwitchLinear
 
 import build_ffi
 from lib_mlx import memory
-from lib_mlx.engine import blas
+from lib_mlx.engine import blas, heap
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.models import packed
 from lib_mlx.models.checkpoint import inspect
@@ -322,7 +322,7 @@ def test_two_models(shim: ctypes.CDLL) -> None:
         found = [layer(x) for layer in layers]
         mx.eval(found)
         del networks[0], layers[0], network
-        memory.release()
+        heap.release()
         found.append(layers[0](x))
         return max(
             float(mx.abs(a - b).max().item())  # type: ignore[arg-type]
@@ -339,7 +339,7 @@ def test_more_models_than_there_is_room_for(shim: ctypes.CDLL) -> None:
         networks = [Network(layer=nn.QuantizedLinear(64, 64)) for _ in range(70)]
         count = sum(packed.pack(network) > 0 for network in networks)
         networks.clear()
-        memory.release()
+        heap.release()
         return count, packed.pack(Network(layer=nn.QuantizedLinear(64, 64))) > 0
 
     count, again = on_engine(work)
@@ -380,7 +380,7 @@ def test_memory_of_a_real_model(shim: ctypes.CDLL, smollm2: Path) -> None:
     """A packed model takes little more than its file, and gives that back."""
 
     def resident() -> int:
-        memory.release()
+        heap.release()
         return memory.resident_bytes()
 
     load(smollm2, "quantized")

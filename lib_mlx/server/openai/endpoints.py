@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
 from lib_mlx.generation import Failed
 from lib_mlx.server.http import JsonResponse, collect, read_json
-from lib_mlx.server.openai import chat, chat_request, responses, responses_request
+from lib_mlx.server.openai import chat, chat_request, models, responses, responses_request
 from lib_mlx.server.sse import EventStreamResponse
 from lib_mlx.server.state import state_of
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
-
-    from lib_mlx.registry import ModelEntry
 
 
 async def chat_completions(request: Request) -> Response:
@@ -52,29 +49,6 @@ async def create_response(request: Request) -> Response:
     return JsonResponse(fold.response)
 
 
-async def list_models(request: Request) -> Response:
-    """`GET /v1/models`."""
-    entries = await asyncio.to_thread(state_of(request).registry.entries)  # may look at the disk
-    return JsonResponse({"object": "list", "data": [_model(entry) for entry in entries]})
-
-
-async def retrieve_model(request: Request) -> Response:
-    """`GET /v1/models/{id}`."""
-    entry = await asyncio.to_thread(state_of(request).registry.find, request.path_params["id"])
-    return JsonResponse(_model(entry))
-
-
-def _model(entry: ModelEntry) -> dict[str, Any]:
-    return {
-        "id": entry.id,
-        "object": "model",
-        "created": entry.created,
-        "owned_by": "local",
-        "status": entry.status,
-        "context_length": entry.engine.context_length if entry.engine else None,
-    }
-
-
 def routes() -> list[Route]:
     """Return the routes, at `/v1` and, for clients given the server's bare `base_url`, without it."""
     return [
@@ -83,7 +57,6 @@ def routes() -> list[Route]:
         for route in (
             Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]),
             Route(f"{prefix}/responses", create_response, methods=["POST"]),
-            Route(f"{prefix}/models", list_models, methods=["GET"]),
-            Route(f"{prefix}/models/{{id:path}}", retrieve_model, methods=["GET"]),
+            *models.routes(prefix),
         )
     ]

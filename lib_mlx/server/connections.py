@@ -1,0 +1,59 @@
+"""Connections that take too long to say what they want are closed.
+
+uvicorn bounds the wait between two requests, not the time that the head of one takes. Its protocol class is not
+documented; tests/server/test_connections.py fails loudly when it changes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    from typing import Any
+
+HEAD_S = 10.0
+"""From the first byte (or the connection) to the end of the headers."""
+MAX_HEAD_BYTES = 64 << 10
+
+
+class BoundedProtocol(H11Protocol):
+    """An HTTP/1.1 connection whose request heads must arrive within `HEAD_S`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait for the rest of a head, if it is not whole."""
+        before: Any = self.cycle  # declared as never None, which it is at first
+        super().data_received(data)
+        if self.cycle is not before:
+            self._stop_timer()
+        elif before is None or before.response_complete:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _expect_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        self.transport.abort()

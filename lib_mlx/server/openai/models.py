@@ -1,0 +1,91 @@
+"""The models of the server, in OpenAI's shape, and their loading and unloading."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from starlette.routing import Route
+
+from lib_mlx.server.http import JsonResponse, WireModel, read_json
+from lib_mlx.server.state import state_of
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from lib_mlx.registry import ModelEntry
+
+
+class LoadRequest(WireModel):
+    """The body of `POST /v1/models/{id}/load`."""
+
+    wait: bool = True
+    """False: answer at once with 202; `GET /v1/models/{id}` and `GET /v1/events` tell how the load goes."""
+
+
+async def list_models(request: Request) -> Response:
+    """`GET /v1/models`: all that can be asked for, loaded or not."""
+    entries = await asyncio.to_thread(state_of(request).registry.entries)  # may look at the disk
+    return JsonResponse({"object": "list", "data": [model_object(entry) for entry in entries]})
+
+
+async def retrieve_model(request: Request) -> Response:
+    """`GET /v1/models/{id}`."""
+    return JsonResponse(model_object(await _find(request)))
+
+
+async def load_model(request: Request) -> Response:
+    """`POST /v1/models/{id}/load`: have a model in memory; nothing happens to one that is."""
+    body = await read_json(request, LoadRequest) if await _has_body(request) else LoadRequest()
+    state, name = state_of(request), request.path_params["id"]
+    if body.wait:
+        async with state.sessions.lease(name):
+            pass
+    else:
+        await asyncio.to_thread(state.registry.preload, name)
+    return JsonResponse(model_object(await _find(request)), 200 if body.wait else 202)
+
+
+async def unload_model(request: Request) -> Response:
+    """`DELETE /v1/models/{id}`: give a model's memory back. It stays known, and is loaded again when asked for."""
+    entry = await _find(request)
+    await asyncio.to_thread(state_of(request).registry.unload, entry.id)
+    return JsonResponse({"id": entry.id, "object": "model", "deleted": True})
+
+
+async def _find(request: Request) -> ModelEntry:
+    return await asyncio.to_thread(state_of(request).registry.find, request.path_params["id"])
+
+
+async def _has_body(request: Request) -> bool:
+    return "content-type" in request.headers or request.headers.get("content-length", "0") != "0"
+
+
+def model_object(entry: ModelEntry) -> dict[str, Any]:
+    """Return a model as `/v1/models` shows it: OpenAI's fields and ours."""
+    return {
+        "id": entry.id,
+        "object": "model",
+        "created": entry.created,
+        "owned_by": "local",
+        "status": entry.status,
+        "progress": entry.progress,
+        "stage": entry.stage,
+        "context_length": entry.engine.context_length if entry.engine else entry.spec.config.context_length,
+        "memory_bytes": entry.bytes,
+        "requests": entry.busy,
+        "pinned": entry.spec.pinned,
+        "expires_in_s": entry.expires_in_s,
+        "error": entry.error,
+    }
+
+
+def routes(prefix: str) -> list[Route]:
+    """Return the routes below `prefix`."""
+    return [
+        Route(f"{prefix}/models", list_models, methods=["GET"]),
+        Route(f"{prefix}/models/{{id:path}}/load", load_model, methods=["POST"]),
+        Route(f"{prefix}/models/{{id:path}}", retrieve_model, methods=["GET"]),
+        Route(f"{prefix}/models/{{id:path}}", unload_model, methods=["DELETE"]),
+    ]
