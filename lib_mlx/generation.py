@@ -89,7 +89,9 @@ class SamplingParams:
 class GenerationRequest:
     """Everything one generation depends on."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...] = ()
+    prompt: str | tuple[int, ...] | None = None
+    """Text or tokens to be continued as they are, instead of messages: no template, and all that comes is text."""
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     """"auto", "required" (at least one call), or the name of the function that must be called."""

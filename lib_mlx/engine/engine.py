@@ -11,16 +11,19 @@ import mlx.core as mx
 from lib_mlx import memory
 from lib_mlx.config import EngineConfig
 from lib_mlx.engine import blas, heap
+from lib_mlx.engine.embedding import CHUNK, Embedder
 from lib_mlx.engine.job import Job
 from lib_mlx.engine.preparation import RequestPreparer
 from lib_mlx.engine.scheduler import Scheduler
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import InsufficientMemory, LibMlxError, ShuttingDown
+from lib_mlx.errors import Cancelled, InsufficientMemory, LibMlxError, ShuttingDown
 from lib_mlx.models.loader import check_cancelled, load_tokenizer, load_weights
+from lib_mlx.models.pooling import read_pooling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from lib_mlx.engine.embedding import Embedding
     from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.engine.job import PreparedRequest
     from lib_mlx.engine.prefix_store import PrefixStore
@@ -66,6 +69,7 @@ class EngineModel:
             cuts_prompts=not weights.cache.sliceable,
         )
         self._scheduler = scheduler
+        self._embedder = Embedder(weights.network, read_pooling(checkpoint.path))
         self._store = store
         self._closed = False  # written by the engine thread alone
 
@@ -113,6 +117,34 @@ class EngineModel:
         job.cancel(error)
         get_worker().post(lambda: None)  # a suspended lane looks up only when it is woken
 
+    def embed(
+        self, text: str | Sequence[int], cancelled: Callable[[], bool] = lambda: False
+    ) -> tuple[list[float], int]:
+        """Return the vector of `text` (or tokens) and the number of tokens. Blocks; others' streams go on meanwhile.
+
+        Raises:
+            ContextLengthExceeded: it is longer than the context.
+            InvalidArgument: it has no token, or one that is not in the vocabulary.
+            UnsupportedFeature: the model has no embeddings.
+            Cancelled, ShuttingDown: `cancelled` said so, or the model is being unloaded.
+        """
+        self._refuse_if_closed()
+        tokens = self._preparer.encode(text)
+        worker = get_worker()
+        embedding = worker.run(self._embedder.begin)
+        try:
+            for at in range(0, len(tokens), CHUNK):
+                if cancelled():
+                    raise Cancelled("The client went away.")
+                worker.run(self._take, embedding, tokens[at : at + CHUNK])
+            return worker.run(self._embedder.finish, embedding), len(tokens)
+        finally:
+            worker.run(embedding.clear)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`, special ones included."""
+        return self._preparer.decode(tokens)
+
     def suspend(self) -> None:
         """Evaluate nothing more until `resume`; requests wait. Returns when the running step has ended.
 
@@ -139,7 +171,12 @@ class EngineModel:
         if self._store is not None:
             self._store.save(self._scheduler.prefixes)
         self._scheduler.close()
+        self._embedder.close()
         heap.release()
+
+    def _take(self, embedding: Embedding, tokens: Sequence[int]) -> None:
+        self._refuse_if_closed()
+        self._embedder.take(embedding, tokens)
 
     def _set_suspended(self, value: bool) -> None:
         self._refuse_if_closed()

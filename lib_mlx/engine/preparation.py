@@ -8,18 +8,17 @@ from lib_mlx.engine.detokenizer import token_text
 from lib_mlx.engine.grammar import Gate, GrammarCompiler
 from lib_mlx.engine.job import PreparedRequest
 from lib_mlx.engine.output_format import output_format
-from lib_mlx.engine.output_parser import Opening
+from lib_mlx.engine.output_parser import Opening, OutputFormat
 from lib_mlx.engine.sampling import resolve_sampling
 from lib_mlx.errors import ContextLengthExceeded, CorruptModel, InvalidArgument, UnsupportedFeature
 from lib_mlx.models.chat_template import generation_prompt, message_boundaries, render_prompt, tool_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from lib_mlx.engine.grammar import Grammar
-    from lib_mlx.engine.output_parser import OutputFormat
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer
@@ -69,6 +68,8 @@ class RequestPreparer:
             UnsupportedFeature: the model has no tools, or the form asked for cannot be guaranteed.
         """
         self._refuse_impossible(request)
+        if request.prompt is not None:
+            return self._prepare_raw(request, request.prompt)
         thinking = self._thinking if request.thinking is None else request.thinking
         prompt = self._render(render_prompt, request, thinking=thinking)
         room = self._room_after(prompt)
@@ -88,6 +89,56 @@ class RequestPreparer:
             logprobs=request.logprobs,
             cache_salt=request.cache_salt,
             boundaries=self._boundaries(prompt, request, thinking=thinking),
+        )
+
+    def encode(self, text: str | Sequence[int]) -> list[int]:
+        """Return the tokens of a text as it is, with those that the tokenizer itself puts around it.
+
+        Raises:
+            InvalidArgument: it has no token, or one that is not in the vocabulary.
+            ContextLengthExceeded: it is longer than the context.
+        """
+        if isinstance(text, str):
+            with self._tokenizer.lock:
+                tokens = list(self._tokenizer.wrapper.backend_tokenizer.encode(text).ids)
+        else:
+            tokens = list(text)
+        if not tokens or not 0 <= min(tokens) <= max(tokens) < self._vocab_size:
+            raise InvalidArgument(
+                f"The text has no token, or one beyond the {self._vocab_size} of the vocabulary.",
+                hint="Send at least one token.",
+                param="input",
+            )
+        if len(tokens) > self._context_length:
+            raise ContextLengthExceeded(
+                f"The text has {len(tokens)} tokens; this model's context holds {self._context_length}.",
+                hint="Shorten it.",
+                param="input",
+            )
+        return tokens
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`, special ones included."""
+        with self._tokenizer.lock:
+            return str(self._tokenizer.wrapper.backend_tokenizer.decode(list(tokens), skip_special_tokens=False))
+
+    def _prepare_raw(self, request: GenerationRequest, text: str | tuple[int, ...]) -> PreparedRequest:
+        prompt = self.encode(text)
+        room = self._room_after(prompt)
+        return PreparedRequest(
+            prompt=prompt,
+            max_tokens=min(request.max_tokens or room, room),
+            sampling=resolve_sampling(request.sampling, self._checkpoint.generation_config, self._vocab_size),
+            stop=request.stop,
+            tools=None,
+            parallel_tool_calls=True,
+            output_format=OutputFormat(),
+            opening=Opening.PLAIN,
+            text=self._text,
+            hidden=self._hidden,
+            grammar=None if request.constraint is None else self._grammars.constraint(request.constraint, Gate()),
+            logprobs=request.logprobs,
+            cache_salt=request.cache_salt,
         )
 
     def _refuse_impossible(self, request: GenerationRequest) -> None:

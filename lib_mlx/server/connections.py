@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 if TYPE_CHECKING:
@@ -33,12 +34,11 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Wait for the rest of a head, if it is not whole."""
-        before: Any = self.cycle  # declared as never None, which it is at first
         super().data_received(data)
-        if self.cycle is not before:
-            self._stop_timer()
-        elif before is None or before.response_complete:
+        if self.conn.their_state is h11.IDLE:
             self._expect_head()
+        else:
+            self._stop_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""

@@ -22,7 +22,7 @@ from lib_mlx.errors import (
 from lib_mlx.server.multipart import attach, read_parts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from starlette.requests import Request
 
@@ -158,7 +158,7 @@ async def collect(request: Request, session: Session) -> list[ChoiceEvent]:
     """
     events: list[ChoiceEvent] = []
     try:
-        async with _watched(request, session):
+        async with watched(request, lambda: session.cancel(Cancelled("The client went away."))):
             while not session.ended:
                 events += await session.next()
     finally:
@@ -167,11 +167,13 @@ async def collect(request: Request, session: Session) -> list[ChoiceEvent]:
 
 
 @contextlib.asynccontextmanager
-async def _watched(request: Request, session: Session) -> AsyncIterator[None]:
+async def watched(request: Request, gone: Callable[[], None]) -> AsyncIterator[None]:
+    """Call `gone` if the client of `request`, whose body has been read, goes away during the block."""
+
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        session.cancel(Cancelled("The client went away."))
+        gone()
 
     watcher = asyncio.create_task(watch())
     try:

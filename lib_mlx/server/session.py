@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lib_mlx.engine.event_stream import Choices, LoopOutlet
 from lib_mlx.errors import Cancelled, ShuttingDown
-from lib_mlx.generation import Failed, Finished
+from lib_mlx.generation import Failed, Finished, GenerationRequest
 from lib_mlx.server.admission import Admission
 from lib_mlx.server.fields import new_id
 from lib_mlx.server.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from concurrent.futures import Future
 
     from lib_mlx.engine.engine import EngineModel
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from lib_mlx.engine.job import Job
     from lib_mlx.engine.sampling import ResolvedSampling
     from lib_mlx.errors import LibMlxError
-    from lib_mlx.generation import GenerationRequest
     from lib_mlx.registry import Lease, Registry
 
 T = TypeVar("T")
@@ -51,17 +50,17 @@ class Sessions:
     async def start(
         self,
         name: str | None,
-        request: GenerationRequest,
+        requests: GenerationRequest | Sequence[GenerationRequest],
         *,
         request_id: str,
         choices: int = 1,
         keep_alive_s: float | None = None,
     ) -> Session:
-        """Admit `request`, load its model if need be, prepare and submit it, to be answered `choices` times.
+        """Admit a request, load its model if need be, prepare and submit it, to be answered `choices` times.
 
         Args:
             name: the model's; None is the first one.
-            request: what to generate.
+            requests: what to generate; of several, the answers are numbered through.
             request_id: what to find the session by.
             choices: how many answers to make.
             keep_alive_s: when to unload the model afterwards; None: as it is configured.
@@ -71,11 +70,14 @@ class Sessions:
             LibMlxError: the model cannot be loaded, or refuses it.
         """
         async with self.lease(name) as lease:
-            prepared = await self.work(lease.engine.prepare, request)
+            wanted = [requests] if isinstance(requests, GenerationRequest) else requests
+            prepared = [await self.work(lease.engine.prepare, request) for request in wanted]
             if self._outlet is None:
                 self._outlet = LoopOutlet(asyncio.get_running_loop())
-            events = Choices(self._outlet, choices)
-            jobs = lease.engine.submit_choices(prepared, events.streams)
+            events = Choices(self._outlet, choices * len(prepared))
+            jobs: list[Job] = []
+            for request in prepared:
+                jobs += lease.engine.submit_choices(request, events.streams[len(jobs) : len(jobs) + choices])
             key = new_id("req") if request_id in self._open else request_id  # clients choose ids
             session = self._open[key] = Session(self, lease.keep(), events, jobs, key, keep_alive_s)
         return session
@@ -94,7 +96,7 @@ class Sessions:
             if kept is None or not kept.kept:
                 self._admission.leave()
                 if kept is not None:
-                    kept.lease.release()
+                    kept.lease.release(kept.keep_alive_s)
 
     async def work(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call `function` on the thread that prepares requests: for what would hold up the loop."""
@@ -151,6 +153,8 @@ class KeptLease:
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
         self.kept = False
+        self.keep_alive_s: float | None = None
+        """When to unload the model afterwards; None: as it is configured."""
 
     @property
     def engine(self) -> EngineModel:
@@ -190,6 +194,10 @@ class Session:
         self._jobs = jobs
         self._running = len(jobs)
         self._ended = self._closed = False
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`."""
+        return self._lease.engine.decode(tokens)
 
     @property
     def sampling(self) -> ResolvedSampling:

@@ -9,6 +9,8 @@ from lib_mlx.server.news import News
 from lib_mlx.server.session import Sessions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.requests import Request
 
     from lib_mlx.config import ServerConfig
@@ -36,7 +38,7 @@ class ServerState:
         self,
         request: Request,
         model: str | None,
-        generation: GenerationRequest,
+        generation: GenerationRequest | Sequence[GenerationRequest],
         *,
         choices: int = 1,
         keep_alive_s: float | None = None,

@@ -28,8 +28,8 @@ StopSequences = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_l
 """A string or up to four of them."""
 
 
-class CommonFields(WireModel):
-    """What both endpoints take, OpenAI's fields and ours."""
+class SamplingFields(WireModel):
+    """What all endpoints that generate take, OpenAI's fields and ours."""
 
     model: str | None = None
     stream: bool | None = None
@@ -41,13 +41,19 @@ class CommonFields(WireModel):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: int | None = None
+    cache_salt: str | None = None
+    # It identifies the caller and changes nothing here, as OpenAI documents it.
+    user: str | None = None
+
+
+class CommonFields(SamplingFields):
+    """What both conversation endpoints take."""
+
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    cache_salt: str | None = None
     # Fields that identify the caller or hint at caching: they change nothing here, as OpenAI documents them.
-    user: str | None = None
     safety_identifier: str | None = None
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
@@ -125,7 +131,7 @@ def _function_name(choice: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def sampling(body: CommonFields, bias: Mapping[str, float] | None = None) -> SamplingParams:
+def sampling(body: SamplingFields, bias: Mapping[str, float] | None = None) -> SamplingParams:
     """Return the sampling options of a request body, with `bias` by token id where the endpoint has it."""
     return SamplingParams(
         temperature=body.temperature,

@@ -8,7 +8,17 @@ from starlette.routing import Route
 
 from lib_mlx.generation import Failed
 from lib_mlx.server.http import JsonResponse, collect, read_json
-from lib_mlx.server.openai import chat, chat_request, models, responses, responses_request
+from lib_mlx.server.openai import (
+    chat,
+    chat_request,
+    completions,
+    completions_request,
+    models,
+    responses,
+    responses_request,
+)
+from lib_mlx.server.openai.chat import encode
+from lib_mlx.server.openai.embeddings import create_embeddings
 from lib_mlx.server.sse import EventStreamResponse
 from lib_mlx.server.state import state_of
 
@@ -25,8 +35,26 @@ async def chat_completions(request: Request) -> Response:
     fold = chat.ChatFold(session.model, choices=body.n or 1, include_usage=body.include_usage)
     if body.stream:
         with session.closed_on_error():
-            head = chat.encode(fold.opening())
+            head = encode(fold.opening())
         return EventStreamResponse(session, head, lambda events: chat.render(fold, events))
+    for index, event in await collect(request, session):
+        fold.add(event, index)
+    return JsonResponse(fold.body())
+
+
+async def create_completion(request: Request) -> Response:
+    """`POST /v1/completions`."""
+    body = await read_json(request, completions_request.CompletionRequest)
+    choices = body.n or 1
+    wanted = completions_request.to_generation(body)
+    session = await state_of(request).start(request, body.model, wanted, choices=choices)
+    with session.closed_on_error():
+        prompts = completions_request.echoes(body, session, choices)
+        fold = completions.CompletionFold(session.model, prompts, include_usage=body.include_usage)
+    if body.stream:
+        with session.closed_on_error():
+            head = encode(fold.opening())
+        return EventStreamResponse(session, head, lambda events: completions.render(fold, events))
     for index, event in await collect(request, session):
         fold.add(event, index)
     return JsonResponse(fold.body())
@@ -56,6 +84,8 @@ def routes() -> list[Route]:
         for prefix in ("/v1", "")
         for route in (
             Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]),
+            Route(f"{prefix}/completions", create_completion, methods=["POST"]),
+            Route(f"{prefix}/embeddings", create_embeddings, methods=["POST"]),
             Route(f"{prefix}/responses", create_response, methods=["POST"]),
             *models.routes(prefix),
         )
