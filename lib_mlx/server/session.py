@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lib_mlx.engine.event_stream import Choices, LoopOutlet
 from lib_mlx.errors import Cancelled, ShuttingDown
-from lib_mlx.generation import Failed, Finished, GenerationRequest
+from lib_mlx.generation import Failed, Finished
 from lib_mlx.server.admission import Admission
 from lib_mlx.server.fields import new_id
 from lib_mlx.server.metrics import Metrics
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lib_mlx.engine.job import Job
     from lib_mlx.engine.sampling import ResolvedSampling
     from lib_mlx.errors import LibMlxError
+    from lib_mlx.generation import GenerationRequest
     from lib_mlx.registry import Lease, Registry
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class Sessions:
     async def start(
         self,
         name: str | None,
-        requests: GenerationRequest | Sequence[GenerationRequest],
+        requests: Sequence[GenerationRequest],
         *,
         request_id: str,
         choices: int = 1,
@@ -70,8 +71,7 @@ class Sessions:
             LibMlxError: the model cannot be loaded, or refuses it.
         """
         async with self.lease(name) as lease:
-            wanted = [requests] if isinstance(requests, GenerationRequest) else requests
-            prepared = [await self.work(lease.engine.prepare, request) for request in wanted]
+            prepared = [await self.work(lease.engine.prepare, request) for request in requests]
             if self._outlet is None:
                 self._outlet = LoopOutlet(asyncio.get_running_loop())
             events = Choices(self._outlet, choices * len(prepared))

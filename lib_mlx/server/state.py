@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from lib_mlx.generation import GenerationRequest
 from lib_mlx.server.news import News
+from lib_mlx.server.profiles import bounded, find_profile
 from lib_mlx.server.session import Sessions
 
 if TYPE_CHECKING:
@@ -14,7 +16,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from lib_mlx.config import ServerConfig
-    from lib_mlx.generation import GenerationRequest
     from lib_mlx.registry import Registry
     from lib_mlx.server.session import Session
 
@@ -42,10 +43,18 @@ class ServerState:
         *,
         choices: int = 1,
         keep_alive_s: float | None = None,
+        profile: str | None = None,
     ) -> Session:
-        """Start generating for an HTTP request; see `Sessions.start`. Close the session, whatever happens."""
+        """Start generating for an HTTP request; see `Sessions.start`. Close the session, whatever happens.
+
+        `profile` names the bounds to keep within; raises InvalidArgument if there are none of that name.
+        """
+        requests = [generation] if isinstance(generation, GenerationRequest) else generation
+        if profile is not None:
+            bounds = find_profile(profile, self.config.profiles)
+            requests = [bounded(one, bounds) for one in requests]
         return await self.sessions.start(
-            model, generation, request_id=request_id(request), choices=choices, keep_alive_s=keep_alive_s
+            model, requests, request_id=request_id(request), choices=choices, keep_alive_s=keep_alive_s
         )
 
 

@@ -177,9 +177,10 @@ def test_a_client_that_leaves_frees_its_slot(
 ) -> None:
     """When the connection closes, streamed or not, generation stops."""
     body = json.dumps({**LOOP, "stream": stream}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (f"POST {CHAT} HTTP/1.1", "Host: localhost", "Content-Type: application/json")
+    head += (f"Content-Length: {len(body)}", "", "")
     with socket.create_connection((server.host, server.port)) as raw:
-        raw.sendall(head.encode() + body)
+        raw.sendall("\r\n".join(head).encode() + body)
         eventually(lambda: scheduler_depth(crafted_model) == 1)
         if stream:
             assert raw.recv(100)

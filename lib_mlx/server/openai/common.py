@@ -42,6 +42,7 @@ class SamplingFields(WireModel):
     frequency_penalty: Penalty | None = None
     seed: int | None = None
     cache_salt: str | None = None
+    profile: str | None = None
     # It identifies the caller and changes nothing here, as OpenAI documents it.
     user: str | None = None
 

@@ -1,0 +1,1 @@
+"""Which models a server has, and when each is in memory."""

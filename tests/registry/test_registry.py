@@ -1,0 +1,269 @@
+"""Models loaded when they are asked for, kept by use, given up for memory and for idleness."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from lib_mlx.config import EngineConfig
+from lib_mlx.engine import engine
+from lib_mlx.engine.worker import get_worker
+from lib_mlx.errors import (
+    CorruptModel,
+    InsufficientMemory,
+    InvalidArgument,
+    LoadCancelled,
+    ModelBusy,
+    ModelNotFound,
+    ShuttingDown,
+)
+from lib_mlx.models.checkpoint import inspect
+from lib_mlx.registry import ModelSpec, Registry
+from lib_mlx.registry.need import estimate_need
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from lib_mlx.registry import ModelEntry
+
+SMALL = EngineConfig(prefix_cache_bytes=0)
+
+
+@pytest.fixture
+def make(crafted: Path) -> Iterator[Callable[..., Registry]]:
+    """Return a function that makes a registry with models `a`, `b` and `c`, all the crafted checkpoint."""
+    made: list[Registry] = []
+
+    def new(**options: Any) -> Registry:
+        registry = Registry(**options)
+        for name in "abc":
+            registry.add(ModelSpec(name, str(crafted), SMALL))
+        made.append(registry)
+        return registry
+
+    yield new
+    for registry in made:
+        registry.close()
+
+
+def states(registry: Registry) -> dict[str, str]:
+    """What has become of each model."""
+    return {entry.id: entry.status for entry in registry.known()}
+
+
+def use(registry: Registry, name: str) -> None:
+    """Load a model and give it free again."""
+    registry.lease(name).result(30).release()
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait until `condition()` holds."""
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "it never became true"
+        time.sleep(0.005)
+
+
+def test_loaded_when_asked_for(make: Callable[..., Registry]) -> None:
+    """Nothing is in memory before the first lease; the model stays afterwards."""
+    registry = make()
+    assert states(registry) == {"a": "available", "b": "available", "c": "available"}
+    lease = registry.lease("b").result(30)
+    assert (lease.id, lease.engine.context_length) == ("b", 4096)
+    assert registry.find("b").busy == 1
+    lease.release()
+    lease.release()
+    assert registry.find("b").busy == 0
+    assert states(registry)["b"] == "ready"
+
+
+def test_many_who_ask_at_once_share_one_load(make: Callable[..., Registry], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty leases at the same time are one load."""
+    from lib_mlx.registry import registry as module
+
+    loads = []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        loads.append(args)
+        return open_model(*args, **options)
+
+    open_model = module.open_model
+    monkeypatch.setattr(module, "open_model", counted)
+    registry = make()
+    with ThreadPoolExecutor(20) as pool:
+        leases = list(pool.map(lambda _: registry.lease("a").result(30), range(20)))
+    assert len(loads) == 1
+    assert len({id(lease.engine) for lease in leases}) == 1
+    assert registry.find("a").busy == 20
+    for lease in leases:
+        lease.release()
+    assert registry.find("a").busy == 0
+
+
+def test_what_was_not_used_for_longest_goes_first(make: Callable[..., Registry], crafted: Path) -> None:
+    """With room for two models, a third takes the place of the one used least recently."""
+    registry = make(limit_bytes=int(2.5 * estimate_need(ModelSpec("a", str(crafted), SMALL))))
+    use(registry, "a")
+    use(registry, "b")
+    use(registry, "a")
+    use(registry, "c")
+    assert states(registry) == {"a": "ready", "b": "available", "c": "ready"}
+
+
+def test_a_busy_or_pinned_model_does_not_go(make: Callable[..., Registry], crafted: Path) -> None:
+    """Where nothing may go, the load fails with need, room and limit; the other model goes on."""
+    need = estimate_need(ModelSpec("a", str(crafted), SMALL))
+    registry = make(limit_bytes=int(1.5 * need))
+    registry.add(ModelSpec("pinned", str(crafted), SMALL, pinned=True))
+    lease = registry.lease("a").result(30)
+    with pytest.raises(InsufficientMemory, match=r"needs about .* are available, and the limit is"):
+        registry.lease("b").result(30)
+    assert registry.find("b").error is not None
+    lease.release()
+    use(registry, "b")
+    assert states(registry)["a"] == "available"
+    use(registry, "pinned")
+    with pytest.raises(InsufficientMemory):
+        registry.lease("a").result(30)
+    assert states(registry)["pinned"] == "ready"
+
+
+def test_an_idle_model_is_unloaded(make: Callable[..., Registry]) -> None:
+    """After its time without a request it goes; a lease holds it, and may say how long it stays afterwards."""
+    registry = make(keep_alive_s=0.1)
+    lease = registry.lease("a").result(30)
+    time.sleep(0.3)
+    assert states(registry)["a"] == "ready"
+    lease.release()
+    eventually(lambda: states(registry)["a"] == "available")
+    lease = registry.lease("a").result(30)
+    lease.release(keep_alive_s=float("inf"))
+    time.sleep(0.3)
+    assert states(registry)["a"] == "ready"
+    assert registry.find("a").expires_in_s is None
+    registry.lease("a").result(30).release(keep_alive_s=0)
+    eventually(lambda: states(registry)["a"] == "available")
+
+
+def test_a_model_that_cannot_be_loaded(make: Callable[..., Registry], tmp_path: Path) -> None:
+    """All who wait are told why; it is tried again when it is asked for again."""
+    registry = make()
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 100)
+    registry.add(ModelSpec("broken", str(tmp_path)))
+    waiting = [registry.lease("broken") for _ in range(3)]
+    for wanted in waiting:
+        with pytest.raises(CorruptModel):
+            wanted.result(30)
+    assert states(registry)["broken"] == "failed"
+    with pytest.raises(CorruptModel):
+        registry.lease("broken").result(30)
+
+
+def test_unloading(make: Callable[..., Registry], crafted: Path) -> None:
+    """A model is unloaded unless it is busy, or its host's; one that is not loaded stays as it is."""
+    registry = make()
+    lease = registry.lease("a").result(30)
+    with pytest.raises(ModelBusy):
+        registry.unload("a")
+    lease.release()
+    registry.unload("a")
+    registry.unload("a")
+    assert states(registry)["a"] == "available"
+    own = engine.load(inspect(crafted), SMALL)
+    try:
+        registry.add_loaded(ModelSpec("own", str(crafted)), own, 1)
+        with pytest.raises(InvalidArgument, match="belongs to the program"):
+            registry.unload("own")
+        registry.close()
+        assert own.prepare is not None
+        assert states(registry)["own"] == "ready"
+    finally:
+        own.unload()
+
+
+def test_a_load_is_cancelled(make: Callable[..., Registry]) -> None:
+    """Unloading a model that is still loading ends the load."""
+    registry = make()
+    held = threading.Event()
+    blocked = get_worker().submit(held.wait, 10)
+    wanted = registry.lease("a")
+    eventually(lambda: registry.find("a").status == "loading")
+    unloading = threading.Thread(target=registry.unload, args=("a",))
+    unloading.start()
+    time.sleep(0.05)
+    held.set()
+    blocked.result()
+    unloading.join(10)
+    with pytest.raises(LoadCancelled):
+        wanted.result(10)
+
+
+def test_closing(make: Callable[..., Registry]) -> None:
+    """A closed registry has nothing in memory and no thread, and refuses."""
+    before = threading.active_count()
+    registry = make(keep_alive_s=60)
+    use(registry, "a")
+    use(registry, "b")
+    registry.close()
+    assert set(states(registry).values()) == {"available"}
+    with pytest.raises(ShuttingDown):
+        registry.lease("a")
+    eventually(lambda: threading.active_count() <= before)
+
+
+def test_names(make: Callable[..., Registry], crafted: Path) -> None:
+    """A model answers to its id and its aliases; without a name the first one does; others are not found."""
+    registry = make()
+    registry.add(ModelSpec("d", str(crafted), aliases=frozenset({"other/name"})))
+    assert registry.find(None).id == "a"
+    assert registry.find("other/name").id == "d"
+    with pytest.raises(ModelNotFound, match="'e' does not exist"):
+        registry.find("e")
+    with pytest.raises(ModelNotFound):
+        registry.lease("e")
+
+
+def test_discovered_models(crafted: Path) -> None:
+    """Models that appear later are found when they are listed or asked for."""
+    found: list[ModelSpec] = []
+    registry = Registry(discover=lambda: found)
+    assert registry.entries() == []
+    found.append(ModelSpec("new", str(crafted), SMALL))
+    assert registry.find("new").status == "available"
+    assert [entry.id for entry in registry.entries()] == ["new"]
+
+
+def test_changes_are_published(make: Callable[..., Registry]) -> None:
+    """A subscriber sees the whole life of a model, with a load's progress."""
+    registry = make()
+    seen: list[ModelEntry] = []
+    unsubscribe = registry.subscribe(seen.append)
+    use(registry, "a")
+    registry.unload("a")
+    unsubscribe()
+    use(registry, "b")
+    changes = [entry.status for entry in seen if entry.id == "a"]
+    assert list(dict.fromkeys(changes)) == ["loading", "ready", "unloading", "available"]
+    assert {entry.id for entry in seen} == {"a"}
+    assert any(0 < entry.progress < 1 and entry.stage for entry in seen)
+
+
+def test_a_load_asked_for_while_unloading(make: Callable[..., Registry]) -> None:
+    """Loading, using and unloading from many threads at once: every lease is answered, and nothing is left busy."""
+    registry = make(keep_alive_s=0)
+
+    def visit(number: int) -> None:
+        lease = registry.lease("ab"[number % 2]).result(60)
+        assert lease.engine.context_length == 4096
+        lease.release()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(visit, range(40)))
+    eventually(lambda: states(registry) == {"a": "available", "b": "available", "c": "available"})
+    assert all(entry.busy == 0 for entry in registry.known())

@@ -1,0 +1,82 @@
+"""Embeddings, through OpenAI's own client."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tests.server.specs import check
+
+if TYPE_CHECKING:
+    import httpx2
+    import openai
+
+
+def embed(client: openai.OpenAI, text: Any, **options: Any) -> list[list[float]]:
+    """Return the vectors of a text or of several."""
+    return [item.embedding for item in client.embeddings.create(model="crafted", input=text, **options).data]
+
+
+def test_shape(http: httpx2.Client) -> None:
+    """The body is OpenAI's, in the order of the input, with the tokens counted."""
+    body = http.post("/v1/embeddings", json={"input": ["hello", "other text"], "model": "crafted"}).json()
+    check("openai", "CreateEmbeddingResponse", body)
+    assert [item["index"] for item in body["data"]] == [0, 1]
+    assert body["usage"]["prompt_tokens"] == body["usage"]["total_tokens"] > 2
+
+
+def test_vectors(client: openai.OpenAI) -> None:
+    """They have length one, depend on the text alone, and are the same as floats and as base64."""
+    one, two, again = embed(client, ["hello", "something else", "hello"])
+    assert math.isclose(math.hypot(*one), 1, rel_tol=1e-5)
+    assert one == again
+    assert one != two
+    assert np.allclose(embed(client, "hello", encoding_format="float")[0], one, atol=1e-6)
+
+
+def test_dimensions(client: openai.OpenAI, http: httpx2.Client) -> None:
+    """Fewer are kept and have length one again; more are refused."""
+    (whole,) = embed(client, "hello")
+    (short,) = embed(client, "hello", dimensions=8)
+    assert len(short) == 8
+    assert np.allclose(short, np.array(whole[:8]) / np.linalg.norm(whole[:8]), atol=1e-5)
+    more = http.post("/v1/embeddings", json={"input": "hello", "dimensions": len(whole) + 1})
+    assert (more.status_code, more.json()["error"]["param"]) == (400, "dimensions")
+
+
+def test_long_texts(client: openai.OpenAI) -> None:
+    """A text of several chunks gives one vector; its beginning alone another."""
+    long = "word " * 400
+    assert embed(client, long)[0] != embed(client, long[:500])[0]
+
+
+def test_tokens(client: openai.OpenAI) -> None:
+    """Tokens are texts too, one run or several."""
+    assert embed(client, [1, 2, 3])[0] == embed(client, [[1, 2, 3], [4]])[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"input": ""}, "invalid_argument"),
+        ({"input": []}, "invalid_argument"),
+        ({"input": [""]}, "invalid_argument"),
+        ({"input": [[]]}, "invalid_argument"),
+        ({"input": ["a", 1]}, "invalid_argument"),
+        ({"input": [-1]}, "invalid_argument"),
+        ({"input": [10**9]}, "invalid_argument"),
+        ({"input": "x " * 5000}, "context_length_exceeded"),
+        ({"input": ["a"] * 2049}, "invalid_argument"),
+        ({"dimensions": 0}, "invalid_argument"),
+        ({"encoding_format": "int8"}, "invalid_argument"),
+        ({"other": 1}, "invalid_argument"),
+    ],
+)
+def test_refusals(http: httpx2.Client, fields: dict[str, Any], code: str) -> None:
+    """A wrong input is a client's error."""
+    answer = http.post("/v1/embeddings", json={"input": "hello", **fields})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+    assert http.get("/health").json()["in_flight"] == 0
