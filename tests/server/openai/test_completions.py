@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
 
 from lib_mlx.errors import Cancelled
@@ -15,6 +14,7 @@ from tests.server.specs import check
 
 if TYPE_CHECKING:
     import httpx2
+    import openai
 
 PROMPT = "<|go:hello|>"  # what the crafted template puts where the answer begins
 HELLO = SCRIPTS["hello"].text()
