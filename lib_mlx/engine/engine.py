@@ -74,6 +74,13 @@ class EngineModel:
         self._closed = False  # written by the engine thread alone
 
     @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What the model can do: completion, and of tools and thinking what its tokenizer and template show."""
+        wrapper = self._tokenizer.wrapper
+        tools = ("tools",) if wrapper.has_tool_calling else ()
+        return ("completion", *tools, *(("thinking",) if wrapper.has_thinking else ()))
+
+    @property
     def stalled(self) -> bool:
         """Whether the engine has been at one step for a minute or more; all models share it."""
         return get_worker().watchdog.stalled
@@ -118,18 +125,18 @@ class EngineModel:
         get_worker().post(lambda: None)  # a suspended lane looks up only when it is woken
 
     def embed(
-        self, text: str | Sequence[int], cancelled: Callable[[], bool] = lambda: False
+        self, text: str | Sequence[int], *, truncate: bool = False, cancelled: Callable[[], bool] = lambda: False
     ) -> tuple[list[float], int]:
         """Return the vector of `text` (or tokens) and the number of tokens. Blocks; others' streams go on meanwhile.
 
         Raises:
-            ContextLengthExceeded: it is longer than the context.
+            ContextLengthExceeded: it is longer than the context, and `truncate` does not allow to cut it.
             InvalidArgument: it has no token, or one that is not in the vocabulary.
             UnsupportedFeature: the model has no embeddings.
             Cancelled, ShuttingDown: `cancelled` said so, or the model is being unloaded.
         """
         self._refuse_if_closed()
-        tokens = self._preparer.encode(text)
+        tokens = self._preparer.encode(text, truncate=truncate)
         worker = get_worker()
         embedding = worker.run(self._embedder.begin)
         try:

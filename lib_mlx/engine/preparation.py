@@ -91,12 +91,12 @@ class RequestPreparer:
             boundaries=self._boundaries(prompt, request, thinking=thinking),
         )
 
-    def encode(self, text: str | Sequence[int]) -> list[int]:
+    def encode(self, text: str | Sequence[int], *, truncate: bool = False) -> list[int]:
         """Return the tokens of a text as it is, with those that the tokenizer itself puts around it.
 
         Raises:
             InvalidArgument: it has no token, or one that is not in the vocabulary.
-            ContextLengthExceeded: it is longer than the context.
+            ContextLengthExceeded: it is longer than the context, and `truncate` does not allow to cut it.
         """
         if isinstance(text, str):
             with self._tokenizer.lock:
@@ -109,6 +109,8 @@ class RequestPreparer:
                 hint="Send at least one token.",
                 param="input",
             )
+        if truncate:
+            return tokens[: self._context_length]
         if len(tokens) > self._context_length:
             raise ContextLengthExceeded(
                 f"The text has {len(tokens)} tokens; this model's context holds {self._context_length}.",

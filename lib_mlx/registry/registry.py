@@ -19,6 +19,7 @@ from lib_mlx.engine import heap
 from lib_mlx.engine.loading import open_model
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InsufficientMemory, InvalidArgument, LibMlxError, ModelBusy, ModelNotFound, ShuttingDown
+from lib_mlx.registry.facts import read_facts
 from lib_mlx.registry.need import estimate_need
 from lib_mlx.registry.slot import FOREVER, ModelEntry, ModelSpec, Slot
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from lib_mlx.engine.engine import EngineModel
+    from lib_mlx.registry.facts import ModelFacts
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +113,11 @@ class Registry:
         """
         with self._changed:
             return self._find(name).entry()
+
+    @staticmethod
+    def facts(entry: ModelEntry) -> ModelFacts:
+        """Return what a model's files say; reads them. Errors are those of `registry.facts.read_facts`."""
+        return read_facts(entry)
 
     def lease(self, name: str | None) -> Future[Lease]:
         """Use a model: it is loaded first if it is not. The future ends with a lease to be released.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.server.http import JsonResponse
+from lib_mlx.server.ollama import common as ollama
 from lib_mlx.server.openai import common as openai
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     from lib_mlx.errors import LibMlxError
 
 
-def error_shape(request: Request) -> Callable[[LibMlxError], dict[str, Any]]:  # noqa: ARG001
+def error_shape(request: Request) -> Callable[[LibMlxError], dict[str, Any]]:
     """Return what renders an error as the client of `request` expects it."""
-    return openai.error_body
+    return ollama.error_body if request.url.path.startswith("/api/") else openai.error_body
 
 
 def error_response(request: Request, error: LibMlxError) -> Response:

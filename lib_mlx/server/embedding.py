@@ -24,7 +24,9 @@ async def embed_all(
     model: str | None,
     inputs: Sequence[Any],
     dimensions: int | None = None,
+    *,
     keep_alive_s: float | None = None,
+    truncate: bool = False,
 ) -> tuple[str, list[list[float]], int]:
     """Return the model's name, a vector for each text (or run of tokens) of `inputs`, and their tokens in total.
 
@@ -35,6 +37,7 @@ async def embed_all(
         inputs: what to embed.
         dimensions: keep so many of each vector's, and give it length one again.
         keep_alive_s: when to unload the model afterwards.
+        truncate: cut texts that are longer than the context.
 
     Raises:
         InvalidArgument: the vectors have fewer dimensions.
@@ -45,7 +48,7 @@ async def embed_all(
         vectors, tokens = [], 0
         for text in inputs:
             vector, count = await asyncio.to_thread(
-                lease.engine.embed, text, lambda: gone.is_set() or state.sessions.closing
+                lease.engine.embed, text, truncate=truncate, cancelled=lambda: gone.is_set() or state.sessions.closing
             )
             vectors.append(_shortened(vector, dimensions))
             tokens += count

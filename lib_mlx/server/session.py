@@ -195,6 +195,16 @@ class Session:
         self._running = len(jobs)
         self._ended = self._closed = False
 
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What the model can do."""
+        return self._lease.engine.capabilities
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a prompt and its answer."""
+        return self._lease.engine.context_length
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`."""
         return self._lease.engine.decode(tokens)

@@ -1,0 +1,1 @@
+"""Ollama's dialect: generate, chat, embeddings and models under /api."""
