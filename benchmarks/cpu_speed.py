@@ -85,13 +85,14 @@ class Clock:
 
 def lib_mlx(model: str, prompt: str, tokens: int, streams: int, weights: CpuWeights) -> Result:
     """Run lib_mlx's engine."""
+    from lib_mlx.config import EngineConfig
     from lib_mlx.engine import engine
     from lib_mlx.engine.event_stream import ThreadEventStream
     from lib_mlx.generation import Failed, Finished, GenerationRequest, Message
     from lib_mlx.models.checkpoint import inspect
 
     clock = Clock()
-    loaded = engine.load(inspect(Path(model)), cpu_weights=weights)
+    loaded = engine.load(inspect(Path(model)), EngineConfig(cpu_weights=weights))
     requests = [
         loaded.prepare(GenerationRequest(messages=(Message("user", prompt),), max_tokens=tokens))
         for _ in range(streams)

@@ -25,7 +25,7 @@ from lib_mlx.models.kv_cache import new_cache
 from lib_mlx.models.upstream import BatchGenerator, StopSequences
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.errors import LibMlxError
@@ -141,14 +141,14 @@ class Scheduler:
 
         The chunk is shared: neither does a long prompt hold up a short one, nor do many hold up the streams.
         """
-        streams = len(self._jobs) > len(self._prefilling)
-        chunk = self._pace.chunk(streams=streams)
-        self._batch.prefill_step_size = max(1, chunk // max(1, len(self._prefilling)))
+        rows = self._decoding
+        chunk = self._pace.chunk(rows=rows)
+        self._batch.prefill_step_size = self._share(chunk, self._prefilling.values())
         begun = time.perf_counter()
         prompts, tokens = self._batch.next()
         processed = self._note_progress(prompts)
         if 2 * processed > chunk or not prompts:  # less tells little of the speed
-            self._pace.stepped(time.perf_counter() - begun, processed, streams=streams)
+            self._pace.stepped(time.perf_counter() - begun, processed, rows=rows)
         return prompts, tokens
 
     def _note_progress(self, prompts: Iterable[Any]) -> int:
@@ -164,6 +164,11 @@ class Scheduler:
                     del self._prefilling[row.uid]
                     self._jobs[row.uid].prefilled = True
         return tokens
+
+    @property
+    def _decoding(self) -> int:
+        """How many rows get a token at each step."""
+        return len(self._jobs) - len(self._prefilling)
 
     # Who runs
 
@@ -196,8 +201,7 @@ class Scheduler:
     def _fits_one_step(self, job: Job) -> bool:
         """Whether the prompts under way and that of `job` take one step: together they join the batch only once."""
         lengths = [job.length - self.prefixes.known(job.prompt, job.request.cache_salt), *self._prefilling.values()]
-        streams = len(self._jobs) > len(self._prefilling)
-        return len(lengths) * max(lengths) <= self._pace.chunk(streams=streams)
+        return len(lengths) * max(lengths) <= self._pace.chunk(rows=self._decoding)
 
     def _leader(self, job: Job) -> Job | None:
         """Return a prompt under way that begins like that of `job`, which had better wait and reuse it."""
@@ -240,8 +244,15 @@ class Scheduler:
         prompts += [(self._jobs[uid].length, left) for uid, left in self._prefilling.items()]
         if len(prompts) < 2:
             return 0
-        step = self._pace.chunk(streams=len(self._jobs) > len(self._prefilling)) // len(prompts)
+        step = self._share(self._pace.chunk(rows=self._decoding), [left for _, left in prompts])
         return max(length - left for length, left in prompts) + min(step, max(left for _, left in prompts))
+
+    @staticmethod
+    def _share(chunk: int, left: Collection[int]) -> int:
+        """Return the tokens that each prompt gets of a `chunk`: as many steps as it takes, all of the same length."""
+        longest = max(left, default=0)
+        steps = max(1, round(len(left) * longest / chunk))
+        return max(1, -(-longest // steps))
 
     def _held(self) -> int:
         """Return what caches take now; of prompts, what has been processed of them."""
