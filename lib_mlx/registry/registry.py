@@ -85,8 +85,9 @@ class Registry:
         """Make a model known that its host has loaded, and alone unloads."""
         slot = Slot(spec, owned=False, status="ready", progress=1.0, engine=engine, created=created)
         slot.bytes = engine.weight_bytes
-        with self._changed:
-            self._slots[spec.id] = slot
+        with self._changed:  # it is the first one, for requests that name none
+            others = {name: other for name, other in self._slots.items() if name != spec.id}
+            self._slots = {spec.id: slot, **others}
 
     def subscribe(self, listener: Callable[[ModelEntry], None]) -> Callable[[], None]:
         """Have `listener` called at every change, on whatever thread made it; returns what ends that."""
@@ -237,7 +238,8 @@ class Registry:
             self._failed(slot, error)
             return
         with self._changed:
-            slot.status, slot.engine, slot.bytes = "ready", engine, engine.weight_bytes
+            slot.status, slot.engine = "ready", engine
+            slot.bytes = max(slot.bytes, engine.weight_bytes)  # weights may be kept in a larger type
             slot.created, slot.used = int(time.time()), time.monotonic()
             slot.keep_alive_s = self._keep_alive(spec)
             self._hand_out(slot)

@@ -70,7 +70,7 @@ def test_given_up(crafted: Path) -> None:
     """Asked after each chunk, it ends with `cancelled`; an unload ends it as well."""
     loaded = engine.load(inspect(crafted))
     with pytest.raises(Cancelled):
-        loaded.embed(TEXT, lambda: True)
+        loaded.embed(TEXT, cancelled=lambda: True)
     errors: list[Exception] = []
 
     def embed() -> None:

@@ -92,7 +92,7 @@ def test_a_body_that_never_ends(server: lib_mlx.Server, monkeypatch: pytest.Monk
             f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n"
         )
         raw.sendall(head.encode() + b"{")
-        answer = raw.recv(4096)
+        answer = b"".join(iter(lambda: raw.recv(4096), b""))
     assert b" 408 " in answer.partition(b"\r\n")[0]
     assert b"request_timeout" in answer
 

@@ -69,7 +69,8 @@ def test_metrics(http: httpx2.Client) -> None:
     before = families(http)
     answer = http.post(CHAT, json=HELLO).json()
     with http.stream("POST", CHAT, json=LOOP) as stream:
-        next(stream.iter_bytes())
+        chunks = stream.iter_bytes()
+        next(chunks)
     eventually(lambda: http.get("/health").json()["in_flight"] == 0)
     after = families(http)
 
@@ -138,8 +139,10 @@ def test_two_requests_of_one_id(server: lib_mlx.Server, http: httpx2.Client, cra
         client.stream("POST", CHAT, json=LOOP) as one,
         client.stream("POST", CHAT, json=LOOP) as two,
     ):
-        next(one.iter_bytes())
-        next(two.iter_bytes())
+        one_chunks = one.iter_bytes()
+        next(one_chunks)
+        two_chunks = two.iter_bytes()
+        next(two_chunks)
         assert scheduler_depth(crafted_model) == 2
     eventually(lambda: http.get("/health").json()["in_flight"] == 0)
 

@@ -80,7 +80,8 @@ def test_a_busy_model_is_not_unloaded(many: httpx2.Client) -> None:
     """It is a 409 while it answers."""
     loop = {"model": "other", "messages": [{"role": "user", "content": "loop"}], "stream": True}
     with many.stream("POST", CHAT, json=loop) as stream:
-        next(stream.iter_bytes())
+        chunks = stream.iter_bytes()
+        next(chunks)
         busy = many.delete("/v1/models/other")
         assert (busy.status_code, busy.json()["error"]["code"]) == (409, "model_busy")
     eventually(lambda: many.delete("/v1/models/other").status_code == 200)

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lib_mlx
+from lib_mlx.config import ServerConfig
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.runtime import get_runtime
-from lib_mlx.server.http import MAX_BODY_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,7 +106,7 @@ def test_bad_bodies(http: httpx2.Client, content: bytes, content_type: str | Non
 def test_a_body_over_the_limit(server: lib_mlx.Server) -> None:
     """An oversized body is refused while it is still arriving."""
     headers = {"content-type": "application/json"}
-    chunks = (b" " * (1 << 20) for _ in range((MAX_BODY_BYTES >> 20) + 2))
+    chunks = (b" " * (1 << 20) for _ in range((ServerConfig().body_limit_bytes >> 20) + 2))
     with httpx2.Client(base_url=server.base_url, timeout=30) as http:
         answer = http.post(CHAT, content=chunks, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "payload_too_large")

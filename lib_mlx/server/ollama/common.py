@@ -163,8 +163,10 @@ def bare_name(name: str) -> str:
 
 
 def error_body(error: LibMlxError) -> dict[str, Any]:
-    """Return `error` in Ollama's shape, with our code beside it."""
-    return {"error": str(error), "code": error.code}
+    """Return `error` in Ollama's shape, with our code beside it; the field it is about stands in the text."""
+    text = str(error)
+    named = error.param is None or error.param in text
+    return {"error": text if named else f"{error.param}: {text}", "code": error.code}
 
 
 def timestamp(seconds: float | None = None) -> str:

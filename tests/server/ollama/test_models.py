@@ -6,7 +6,6 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-import httpx2
 import ollama
 import pytest
 
@@ -15,6 +14,8 @@ import lib_mlx
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import httpx2
+
 
 def test_tags(client: ollama.Client) -> None:
     """The models there are, with size, time and a digest."""
@@ -22,7 +23,7 @@ def test_tags(client: ollama.Client) -> None:
     assert model.model == "crafted"
     assert model.size
     assert model.details
-    assert (model.details.format, model.details.family) == ("safetensors", "qwen3")
+    assert (model.details.format, model.details.family) == ("safetensors", "llama")
     assert model.modified_at
     assert model.digest
     assert len(model.digest) == 64
@@ -33,8 +34,8 @@ def test_show(client: ollama.Client) -> None:
     shown = client.show("crafted")
     assert shown.capabilities == ["completion", "tools", "thinking"]
     assert shown.modelinfo
-    assert shown.modelinfo["general.architecture"] == "qwen3"
-    assert shown.modelinfo["qwen3.context_length"] == 4096
+    assert shown.modelinfo["general.architecture"] == "llama"
+    assert shown.modelinfo["llama.context_length"] == 4096
     assert "messages" in (shown.template or "")
     with pytest.raises(ollama.ResponseError) as caught:
         client.show("other")
