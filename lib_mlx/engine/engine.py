@@ -70,6 +70,16 @@ class EngineModel:
         self._closed = False  # written by the engine thread alone
 
     @property
+    def reasons(self) -> bool:
+        """Whether the model marks its reasoning, so that it can be told from the answer."""
+        return self._preparer.reasons
+
+    @property
+    def limits_reasoning(self) -> bool:
+        """Whether a budget of reasoning can be kept."""
+        return self._preparer.limits_reasoning
+
+    @property
     def stalled(self) -> bool:
         """Whether the engine has been at one step for a minute or more; all models share it."""
         return get_worker().watchdog.stalled
@@ -85,6 +95,11 @@ class EngineModel:
         """
         self._refuse_if_closed()
         return self._preparer.prepare(request)
+
+    def count_prompt(self, request: GenerationRequest) -> int:
+        """Return how many tokens the prompt of `request` has; raises likewise, but not if they are too many."""
+        self._refuse_if_closed()
+        return self._preparer.count_prompt(request)
 
     def submit(self, request: PreparedRequest, stream: EventStream) -> Job:
         """Start generating; events arrive at `stream`. Returns at once with the job, to cancel it by."""
