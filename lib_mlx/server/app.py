@@ -12,6 +12,7 @@ from starlette.middleware import Middleware
 from starlette.routing import Route
 
 from lib_mlx.errors import Internal, InvalidArgument, LibMlxError, MethodNotAllowed, NotFound
+from lib_mlx.server.anthropic import endpoints as anthropic
 from lib_mlx.server.dialects import error_shape
 from lib_mlx.server.http import JsonResponse
 from lib_mlx.server.openai import endpoints as openai
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 def create_app(state: ServerState) -> Starlette:
     """Return the application; it is bound to the event loop it first runs on."""
     app = Starlette(
-        routes=[Route("/health", health, methods=["GET"]), *openai.routes()],
+        routes=[Route("/health", health, methods=["GET"]), *anthropic.routes(), *openai.routes()],
         middleware=[Middleware(RequestIdMiddleware)],
         exception_handlers={LibMlxError: _known_error, HTTPException: _http_error, Exception: _defect},
     )
