@@ -104,6 +104,10 @@ class GenerationRequest:
     """None: up to the context's end."""
     thinking: bool | None = None
     """Whether the template may open a reasoning block; None: as the model was loaded."""
+    reasoning_budget: int | None = None
+    """Reasoning is closed after so many tokens; None: the model closes it."""
+    prefill: str = ""
+    """Text the answer begins with already: the model goes on from it, without reasoning first."""
     constraint: Constraint | None = None
     """The form of the answer; not together with forced tool calls."""
     logprobs: int | None = None
@@ -185,6 +189,8 @@ class Finished:
     reason: FinishReason
     usage: Usage
     timings: Timings
+    stop: str | None = None
+    """The stop sequence that ended the answer, if one did."""
 
 
 @dataclass(frozen=True, slots=True)

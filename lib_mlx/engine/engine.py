@@ -76,9 +76,18 @@ class EngineModel:
     @property
     def capabilities(self) -> tuple[str, ...]:
         """What the model can do: completion, and of tools and thinking what its tokenizer and template show."""
-        wrapper = self._tokenizer.wrapper
-        tools = ("tools",) if wrapper.has_tool_calling else ()
-        return ("completion", *tools, *(("thinking",) if wrapper.has_thinking else ()))
+        tools = ("tools",) if self._tokenizer.wrapper.has_tool_calling else ()
+        return ("completion", *tools, *(("thinking",) if self.reasons else ()))
+
+    @property
+    def reasons(self) -> bool:
+        """Whether the model marks its reasoning, so that it can be told from the answer."""
+        return self._preparer.reasons
+
+    @property
+    def limits_reasoning(self) -> bool:
+        """Whether a budget of reasoning can be kept."""
+        return self._preparer.limits_reasoning
 
     @property
     def stalled(self) -> bool:
@@ -96,6 +105,11 @@ class EngineModel:
         """
         self._refuse_if_closed()
         return self._preparer.prepare(request)
+
+    def count_prompt(self, request: GenerationRequest) -> int:
+        """Return how many tokens the prompt of `request` has; raises likewise, but not if they are too many."""
+        self._refuse_if_closed()
+        return self._preparer.count_prompt(request)
 
     def submit(self, request: PreparedRequest, stream: EventStream) -> Job:
         """Start generating; events arrive at `stream`. Returns at once with the job, to cancel it by."""

@@ -16,6 +16,7 @@ import numpy as np
 from lib_mlx.engine.grammar import GrammarProcessor
 from lib_mlx.engine.logprobs import LogprobCollector
 from lib_mlx.engine.output_parser import REASONING, TOOL, OutputParser
+from lib_mlx.engine.reasoning_limit import ReasoningLimiter
 from lib_mlx.engine.sampling import GREEDY, make_processors, make_sampler
 from lib_mlx.errors import Internal, LibMlxError
 from lib_mlx.generation import Delta, Failed, Finished, FinishReason, Timings, ToolCallDelta, Usage
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.engine.grammar import Grammar
     from lib_mlx.engine.output_parser import Opening, OutputFormat
+    from lib_mlx.engine.reasoning_limit import ReasoningLimit
     from lib_mlx.engine.sampling import Processor, ResolvedSampling, Sampler
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class PreparedRequest:
     hidden: frozenset[int] = frozenset()
     """Control tokens: they have no text, but inside a tool call, whose parser may need them."""
     grammar: Grammar | None = None
+    reasoning_limit: ReasoningLimit | None = None
     logprobs: int | None = None
     cache_salt: str = ""
     boundaries: tuple[int, ...] = ()
@@ -82,13 +85,12 @@ class Job:
         """Prompt tokens that came from the prefix cache."""
         self.made: list[int] = []
         """The tokens so far."""
-        self._parser = OutputParser(
-            request.output_format, stop=request.stop, tools=request.tools, opening=request.opening
-        )
+        self._parser = self._new_parser()
         self._detokenizer = request.text.detokenizer()
         self._logprobs = None if request.logprobs is None else LogprobCollector(request.logprobs, request.text.bytes_of)
         self._sampling = replace(request.sampling, seed=(request.sampling.seed + choice) % (1 << 64))
         self._grammar: GrammarProcessor | None = None
+        self._limiter: ReasoningLimiter | None = None
         self._reasoning = 0
         self._submitted = time.perf_counter()
         self._started: float | None = None
@@ -162,7 +164,24 @@ class Job:
         if request.grammar is not None:
             self._grammar = self._grammar or GrammarProcessor(request.grammar, len(request.prompt))
             processors.append(self._grammar)
+        if request.reasoning_limit is not None:  # last: it goes before what a grammar leaves
+            self._limiter = self._limiter or self._new_limiter(request.reasoning_limit)
+            processors.append(self._limiter)
         return [guarded(process) for process in processors]
+
+    def _new_parser(self) -> OutputParser:
+        request = self.request
+        return OutputParser(request.output_format, stop=request.stop, tools=request.tools, opening=request.opening)
+
+    def _new_limiter(self, limit: ReasoningLimit) -> ReasoningLimiter:
+        request = self.request
+        return ReasoningLimiter(
+            limit,
+            parser=self._new_parser(),
+            detokenizer=request.text.detokenizer(),
+            hidden=request.hidden,
+            prompt_length=len(request.prompt),
+        )
 
     def _guard(self, work: Callable[[], mx.array], otherwise: Callable[[], mx.array]) -> mx.array:
         if self.error is not None:
@@ -199,7 +218,7 @@ class Job:
         reason: FinishReason = "length" if ended == "length" and not parser.stopped else "stop"
         if parser.calls and reason == "stop":
             reason = "tool_calls"
-        return [*self._with_logprobs(deltas), Finished(reason, self.usage(), self._timings())]
+        return [*self._with_logprobs(deltas), Finished(reason, self.usage(), self._timings(), parser.stop)]
 
     def _with_logprobs(self, deltas: list[Delta]) -> list[Delta]:
         return deltas if self._logprobs is None else self._logprobs.attach(deltas)

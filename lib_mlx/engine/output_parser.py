@@ -90,6 +90,11 @@ class OutputParser:
         """Whether a stop sequence has ended the answer."""
         return self._stop.matched is not None
 
+    @property
+    def stop(self) -> str | None:
+        """The stop sequence that ended the answer, if one has."""
+        return self._stop.matched
+
     def feed(self, text: str) -> list[Delta]:
         """Return the events that became certain with `text`."""
         events: list[Delta] = []

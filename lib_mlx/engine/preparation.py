@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from lib_mlx.engine.detokenizer import token_text
@@ -9,9 +10,10 @@ from lib_mlx.engine.grammar import Gate, GrammarCompiler
 from lib_mlx.engine.job import PreparedRequest
 from lib_mlx.engine.output_format import output_format
 from lib_mlx.engine.output_parser import Opening, OutputFormat
+from lib_mlx.engine.reasoning_limit import ReasoningLimit
 from lib_mlx.engine.sampling import resolve_sampling
 from lib_mlx.errors import ContextLengthExceeded, CorruptModel, InvalidArgument, UnsupportedFeature
-from lib_mlx.models.chat_template import generation_prompt, message_boundaries, render_prompt, tool_json
+from lib_mlx.models.chat_template import generation_prompt, message_boundaries, render_begun, render_prompt, tool_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +61,16 @@ class RequestPreparer:
         self._hidden = _control_tokens(tokenizer.wrapper, self._format)
         self._text = token_text(tokenizer.wrapper.backend_tokenizer, tokenizer.wrapper.decode)
 
+    @property
+    def reasons(self) -> bool:
+        """Whether the model marks its reasoning."""
+        return bool(self._tokenizer.wrapper.has_thinking)
+
+    @property
+    def limits_reasoning(self) -> bool:
+        """Whether one token ends the model's reasoning, so that it can be made to."""
+        return self.reasons and len(self._tokenizer.wrapper.think_end_tokens) == 1
+
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Check `request` and tokenise it. Takes CPU time: not for an event loop.
 
@@ -70,10 +82,9 @@ class RequestPreparer:
         self._refuse_impossible(request)
         if request.prompt is not None:
             return self._prepare_raw(request, request.prompt)
-        thinking = self._thinking if request.thinking is None else request.thinking
-        prompt = self._render(render_prompt, request, thinking=thinking)
+        thinking = self._thinks(request)
+        prompt, opening = self._prompt(request, thinking=thinking)
         room = self._room_after(prompt)
-        opening = self._opening(prompt, request, thinking=thinking)
         return PreparedRequest(
             prompt=prompt,
             max_tokens=min(request.max_tokens or room, room),
@@ -86,6 +97,7 @@ class RequestPreparer:
             text=self._text,
             hidden=self._hidden,
             grammar=self._grammar(request, opening, thinking=thinking),
+            reasoning_limit=self._reasoning_limit(request, thinking=thinking),
             logprobs=request.logprobs,
             cache_salt=request.cache_salt,
             boundaries=self._boundaries(prompt, request, thinking=thinking),
@@ -143,6 +155,28 @@ class RequestPreparer:
             cache_salt=request.cache_salt,
         )
 
+    def count_prompt(self, request: GenerationRequest) -> int:
+        """Return how many tokens the prompt of `request` has, be they too many or not; raises as `prepare` does."""
+        self._refuse_impossible(request)
+        if request.prompt is not None:
+            return len(self.encode(request.prompt))
+        prompt, _ = self._prompt(request, thinking=self._thinks(request))
+        return len(prompt)
+
+    def _thinks(self, request: GenerationRequest) -> bool:
+        """Whether the template may open a reasoning block; not for an answer that has begun."""
+        return (self._thinking and not request.prefill) if request.thinking is None else request.thinking
+
+    def _prompt(self, request: GenerationRequest, *, thinking: bool) -> tuple[list[int], Opening]:
+        """Return the prompt's tokens and where the model's text begins."""
+        if not request.prefill:
+            prompt = self._render(render_prompt, request, thinking=thinking)
+            return prompt, self._opening(prompt, request, thinking=thinking)
+        begin = partial(render_begun, prefill=request.prefill)
+        prompt, turn = self._render(begin, request, thinking=thinking)
+        # The text goes on: white space after a closed block of reasoning belongs to it.
+        return prompt, Opening.IN_REASONING if self._last_marker(turn) is Opening.IN_REASONING else Opening.PLAIN
+
     def _refuse_impossible(self, request: GenerationRequest) -> None:
         if request.max_tokens is not None and request.max_tokens < 1:
             raise InvalidArgument(f"max_tokens is {request.max_tokens}; it must be at least 1.", param="max_tokens")
@@ -150,6 +184,12 @@ class RequestPreparer:
             raise InvalidArgument(
                 f"{request.logprobs} log-probabilities were asked for; the vocabulary has {self._vocab_size} tokens.",
                 param="top_logprobs",
+            )
+        if request.prefill and (request.constraint or request.thinking):
+            raise UnsupportedFeature(
+                "An answer that has begun can neither be held to a form nor be preceded by reasoning.",
+                hint="End the conversation with the user's message.",
+                param=request.constraint.param if request.constraint else "thinking",
             )
         if request.tools and not self._tokenizer.wrapper.has_tool_calling:
             raise UnsupportedFeature(
@@ -218,6 +258,18 @@ class RequestPreparer:
         gate = self._gate(opening, thinking=thinking)
         return self._grammars.tool_calls(tools, parallel=request.parallel_tool_calls, forced=forced, gate=gate)
 
+    def _reasoning_limit(self, request: GenerationRequest, *, thinking: bool) -> ReasoningLimit | None:
+        """Return how the request's budget is kept, if it has one."""
+        if request.reasoning_budget is None or not thinking:
+            return None
+        if request.reasoning_budget < 0:
+            raise InvalidArgument("A budget of reasoning cannot be negative.", param="thinking")
+        if not self.limits_reasoning:
+            raise UnsupportedFeature(
+                "How long this model reasons cannot be limited.", hint="Give no budget.", param="thinking"
+            )
+        return ReasoningLimit(request.reasoning_budget, self._tokenizer.wrapper.think_end_tokens[0])
+
     def _gate(self, opening: Opening, *, thinking: bool) -> Gate:
         """Tell when a grammar begins to bind: reasoning stays free."""
         wrapper = self._tokenizer.wrapper
@@ -246,7 +298,13 @@ class RequestPreparer:
         wrapper = self._tokenizer.wrapper
         if not wrapper.has_thinking or max(wrapper.rfind_think_start(prompt), wrapper.rfind_think_end(prompt)) < 0:
             return Opening.PLAIN
-        tail = self._render(generation_prompt, request, thinking=thinking)
+        return self._last_marker(self._render(generation_prompt, request, thinking=thinking))
+
+    def _last_marker(self, tail: str) -> Opening:
+        """Tell what the last marker of reasoning in `tail`, with which the prompt ends, has opened or closed."""
+        wrapper = self._tokenizer.wrapper
+        if not wrapper.has_thinking:
+            return Opening.PLAIN
         opened, closed = tail.rfind(wrapper.think_start), tail.rfind(wrapper.think_end)
         if max(opened, closed) < 0:
             return Opening.PLAIN

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
+from lib_mlx.generation import Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from lib_mlx.generation import Message, Tool, ToolCall
+    from lib_mlx.generation import Tool, ToolCall
     from lib_mlx.models.loader import LoadedTokenizer
 
 _RESERVED = frozenset({
@@ -38,7 +40,12 @@ def render_prompt(
         UnsupportedFeature: the checkpoint has no chat template.
         InvalidArgument: the template refuses these messages, or a variable's name is reserved.
     """
+    _refuse_reserved(template_kwargs)
     variables = {**template_kwargs, "enable_thinking": thinking, "add_generation_prompt": True}
+    return list(_apply(tokenizer, messages, tools, tokenize=True, **variables))
+
+
+def _refuse_reserved(template_kwargs: Mapping[str, Any]) -> None:
     if reserved := _RESERVED.intersection(template_kwargs):
         name = min(reserved)
         raise InvalidArgument(
@@ -46,7 +53,40 @@ def render_prompt(
             hint="Remove it.",
             param=f"chat_template_kwargs.{name}",
         )
-    return list(_apply(tokenizer, messages, tools, tokenize=True, **variables))
+
+
+def render_begun(
+    tokenizer: LoadedTokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    *,
+    prefill: str,
+    thinking: bool,
+    template_kwargs: Mapping[str, Any],
+) -> tuple[list[int], str]:
+    """Return the prompt's tokens with the assistant's turn begun by `prefill`, and the text of that turn so far.
+
+    The turn is what the template makes of an assistant's message, cut off behind `prefill`. Arguments and errors are
+    otherwise those of `render_prompt`.
+
+    Raises:
+        UnsupportedFeature: the template does not keep the text as it is.
+    """
+    _refuse_reserved(template_kwargs)
+    variables = {**template_kwargs, "enable_thinking": thinking, "tokenize": False, "add_generation_prompt": False}
+    mark = f"END{secrets.token_hex(16)}"  # where the template puts the end of the text
+    turns = [*messages, Message("assistant", prefill + mark)]
+    text, *rest = str(_apply(tokenizer, turns, tools, **variables)).split(mark)
+    if len(rest) != 1 or not text.endswith(prefill):
+        raise UnsupportedFeature(
+            "This model's chat template changes the text that the answer shall begin with.",
+            hint="End the conversation with the user's message.",
+            param="messages",
+        )
+    before = str(_apply(tokenizer, messages, tools, **variables)) if messages else ""
+    with tokenizer.lock:
+        prompt = tokenizer.wrapper.encode(text, add_special_tokens=False)
+    return list(prompt), text[len(before) :] if text.startswith(before) else prefill
 
 
 def generation_prompt(

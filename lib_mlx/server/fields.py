@@ -12,6 +12,7 @@ from lib_mlx.generation import Constraint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import NoReturn
 
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -26,7 +27,7 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(16)}"
 
 
-def refuse(param: str, why: str, hint: str = "Remove it.") -> None:
+def refuse(param: str, why: str, hint: str = "Remove it.") -> NoReturn:
     """Raise for an option that is well-formed but cannot be honoured."""
     raise UnsupportedFeature(f"{param!r} is not supported: {why}.", hint=hint, param=param)
 

@@ -214,6 +214,11 @@ class Session:
         """The sampling in force, defaults filled in."""
         return self._jobs[0].request.sampling
 
+    @property
+    def prompt_tokens(self) -> int:
+        """How long the prompt is."""
+        return len(self._jobs[0].request.prompt)
+
     async def next(self) -> list[ChoiceEvent]:
         """Wait for events and return them; the last ones end with a choice's `Finished` or the first `Failed`."""
         events = await self._choices.get()

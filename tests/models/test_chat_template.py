@@ -5,14 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.generation import Message, Tool, ToolCall
-from lib_mlx.models.chat_template import generation_prompt, render_prompt, strip_reasoning, to_template_messages
+from lib_mlx.models.chat_template import (
+    generation_prompt,
+    render_begun,
+    render_prompt,
+    strip_reasoning,
+    to_template_messages,
+)
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import LoadedTokenizer, load_tokenizer
+from tests.checkpoints import FAMILIES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 THINK = ("<think>", "</think>")
@@ -66,6 +75,35 @@ def test_the_generation_prompt_is_what_the_template_adds(tokenizer: LoadedTokeni
         assert rendered(tokenizer, *messages, thinking=thinking).endswith(tail)
         assert tail.startswith("<|im_start|>assistant")
         assert ("<think>" in tail) != thinking
+
+
+def assert_begun_as_by_transformers(path: Path) -> None:
+    """Demand that an answer that has begun gives the prompt that transformers makes of it."""
+    begun = load_tokenizer(inspect(path))
+    theirs = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Dear é"}]
+    messages = [Message("system", "Be brief."), Message("user", "Dear é")]
+    for prefill in ("Dear", " é\n日本", "<|im_end|>", "a" * 50, "im_end", "<"):
+        options: dict[str, Any] = {"thinking": False, "template_kwargs": {}}
+        prompt, turn = render_begun(begun, messages, (), prefill=prefill, **options)
+        chat = [*turns, {"role": "assistant", "content": prefill}]
+        assert prompt == theirs.apply_chat_template(
+            chat, continue_final_message=True, enable_thinking=False, return_dict=False
+        )
+        assert turn.endswith(prefill)
+        assert "Dear é" not in turn
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_that_has_begun(crafted_family: Callable[[str], Path], family: str) -> None:
+    """The prompt is the one of transformers' `continue_final_message`, also where the text is in the template too."""
+    assert_begun_as_by_transformers(crafted_family(family))
+
+
+@pytest.mark.model
+def test_an_answer_of_a_real_model_that_has_begun(smollm2: Path) -> None:
+    """So is that of a real checkpoint."""
+    assert_begun_as_by_transformers(smollm2)
 
 
 def test_earlier_reasoning_is_dropped() -> None:

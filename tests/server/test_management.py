@@ -143,7 +143,7 @@ def test_two_requests_of_one_id(server: lib_mlx.Server, http: httpx2.Client, cra
         next(one_chunks)
         two_chunks = two.iter_bytes()
         next(two_chunks)
-        assert scheduler_depth(crafted_model) == 2
+        eventually(lambda: scheduler_depth(crafted_model) == 2)
     eventually(lambda: http.get("/health").json()["in_flight"] == 0)
 
 

@@ -1,0 +1,1 @@
+"""Anthropic's dialect: Messages, counting of tokens and models."""
