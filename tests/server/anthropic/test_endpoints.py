@@ -418,7 +418,8 @@ def test_a_client_that_leaves_frees_its_slot(
 ) -> None:
     """When the connection closes, streamed or not, generation stops."""
     content = json.dumps(body("loop", max_tokens=4000, stream=stream)).encode()
-    head = f"POST {MESSAGES} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+    head = f"POST {MESSAGES} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(content)}"
     with socket.create_connection((server.host, server.port)) as raw:
         raw.sendall(f"{head}\r\n\r\n".encode() + content)
         eventually(lambda: scheduler_depth(crafted_model) == 1)
