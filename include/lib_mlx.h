@@ -90,10 +90,25 @@ LIB_MLX_API char *lib_mlx_load_model(const char *config_json);
  *     host         string ("127.0.0.1"): the address to bind; only loopback unless named otherwise
  *     port         integer (0): 0 picks a free port
  *     model_id     string: the name clients use; the model's own if not given
+ *     uds          string: path of a Unix socket to listen on instead, open to this user alone
  *     queue_limit  integer (64): requests in flight at once; one more is answered 429 `queue_full`
+ *     api_key      string: what clients must send as `Authorization: Bearer ...` or `x-api-key`; "auto" makes one up
+ *     allowed_hosts    [string]: names the Host header may have beside addresses, localhost and `host`; "*" is any
+ *     allowed_origins  [string]: web pages that may call the server, such as "https://example.org"; none if not given
+ *     body_limit_bytes integer (33554432): a larger request body is answered 413
+ *     models       [object]: further models, loaded at their first use: `model_path`, `model_id`, `revision`, `pinned`,
+ *                  `keep_alive`, and lib_mlx_load_model()'s keys of how to run one
+ *     models_file  string: a TOML file with tables [[models]] of the same keys
+ *     model_store  bool (false): serve every model of the store and the Hugging Face cache
+ *     keep_alive   number of seconds or string such as "5m": unload a further model after so long without a request;
+ *                  never if negative or not given
+ *     memory_limit_bytes  integer: the most that all models may take; those used least recently go first
+ *     profiles     object: name -> {"max_tokens", "max_pixels"}, bounds that a request's `profile` names; beside the
+ *                  built-in "fast", "balanced" and "quality", or in their place
  *
  * `config_json` may be NULL, which means {}. camelCase as above.
- * Answer: {"ok": true, "handle": 1, "server": {"host", "port", "base_url", "model_id", "status": "running"}}
+ * Answer: {"ok": true, "handle": 1, "server": {"host", "port", "base_url", "model_id", "status": "running", "uds",
+ *          "api_key"}}; the key is told here alone, and not again of a server that runs already.
  * Errors: invalid_json, invalid_argument, invalid_handle, model_loading, address_in_use, server_start_failed,
  *         and those of the load, if it failed.
  * Blocks: until the server accepts connections. */
@@ -112,7 +127,7 @@ LIB_MLX_API char *lib_mlx_stop_server(int64_t handle);
  * Answer: {"ok": true, "handle": 1,
  *          "model": {"status", "model_id", "model_path", "progress", "stage", "error",
  *                    "context_length", "device", "weights", "blas"},
- *          "server": {"status", "host", "port", "base_url", "model_id"}}
+ *          "server": {"status", "host", "port", "base_url", "model_id", "uds", "api_key"}}, where api_key is always null
  *     model.status   "loading" | "ready" | "suspended" | "stalled" | "unloading" | "failed"
  *     model.progress 0 to 1, meaningful while loading; model.stage says what is being done
  *     model.error    null, or the error object of a failed load
