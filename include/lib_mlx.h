@@ -127,7 +127,7 @@ LIB_MLX_API char *lib_mlx_stop_server(int64_t handle);
  * Answer: {"ok": true, "handle": 1,
  *          "model": {"status", "model_id", "model_path", "progress", "stage", "error",
  *                    "context_length", "device", "weights", "blas"},
- *          "server": {"status", "host", "port", "base_url", "model_id", "uds", "api_key"}}, where api_key is always null
+ *          "server": {"status", "host", "port", "base_url", "model_id", "uds", "api_key": null}}
  *     model.status   "loading" | "ready" | "suspended" | "stalled" | "unloading" | "failed"
  *     model.progress 0 to 1, meaningful while loading; model.stage says what is being done
  *     model.error    null, or the error object of a failed load
