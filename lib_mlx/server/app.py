@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from lib_mlx.errors import Internal, InvalidArgument, LibMlxError, MethodNotAllowed, NotFound
-from lib_mlx.server import management
+from lib_mlx.server import management, openapi
 from lib_mlx.server.anthropic import endpoints as anthropic
 from lib_mlx.server.dialects import error_response
 from lib_mlx.server.ollama import endpoints as ollama
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def create_app(state: ServerState) -> Starlette:
     """Return the application; it is bound to the event loop it first runs on."""
     app = Starlette(
-        routes=[*management.routes(), *anthropic.routes(), *openai.routes(), *ollama.routes()],
+        routes=[*management.routes(), *anthropic.routes(), *openai.routes(), *ollama.routes(), *openapi.routes()],
         middleware=_middleware(state.config),
         exception_handlers={LibMlxError: _known_error, HTTPException: _http_error, Exception: _defect},
     )

@@ -14,6 +14,7 @@ from lib_mlx.errors import Cancelled, NotFound
 from lib_mlx.server.http import JsonResponse
 from lib_mlx.server.metrics import exposition
 from lib_mlx.server.openai.models import model_object
+from lib_mlx.server.openapi import EVENTS, described
 from lib_mlx.server.sse import KEEP_ALIVE_S, sse
 from lib_mlx.server.state import state_of
 
@@ -30,6 +31,7 @@ async def live(_request: Request) -> Response:
     return JsonResponse({"status": "ok"})
 
 
+@described(statuses=(200, 503))
 async def health(request: Request) -> Response:
     """`GET /health`: 200 if requests are answered now; 503 while the engine has been at one step for too long."""
     state = state_of(request)
@@ -68,6 +70,7 @@ async def status(request: Request) -> Response:
     )
 
 
+@described(answers=(EVENTS,))
 async def events(request: Request) -> Response:
     """`GET /v1/events`: server-sent events `model`, with every model's state and then every change of one."""
     return StreamingResponse(
@@ -80,6 +83,7 @@ async def _events(state: ServerState) -> AsyncIterator[bytes]:
         yield b": keep-alive\n\n" if entry is None else sse(model_object(entry), "model")
 
 
+@described(answers=("text/plain",))
 async def metrics(request: Request) -> Response:
     """`GET /metrics`: for Prometheus."""
     state = state_of(request)

@@ -13,6 +13,7 @@ from lib_mlx.server.anthropic.messages import MessagesFold, encode
 from lib_mlx.server.anthropic.messages_request import CountTokensRequest, MessagesRequest, to_generation, to_prompt
 from lib_mlx.server.anthropic.models import model_info, models_page, read_query
 from lib_mlx.server.http import JsonResponse, collect, read_json
+from lib_mlx.server.openapi import EVENTS, described
 from lib_mlx.server.sse import EventStreamResponse
 from lib_mlx.server.state import request_id, state_of
 
@@ -27,6 +28,7 @@ VERSION_HEADER = "anthropic-version"
 _PING = encode([{"type": "ping"}])
 
 
+@described(body=MessagesRequest, answers=("application/json", EVENTS))
 async def create_message(request: Request) -> Response:
     """`POST /v1/messages`."""
     body = await read_json(request, MessagesRequest)
@@ -53,6 +55,7 @@ async def create_message(request: Request) -> Response:
     return JsonResponse(fold.message)
 
 
+@described(body=CountTokensRequest)
 async def count_tokens(request: Request) -> Response:
     """`POST /v1/messages/count_tokens`."""
     body = await read_json(request, CountTokensRequest)

@@ -17,6 +17,7 @@ from lib_mlx.server.ollama import models
 from lib_mlx.server.ollama.answers import MEDIA_TYPE, AnswerFold, line, render
 from lib_mlx.server.ollama.common import GenerationFields, ModelRequest, bare_name, nanoseconds, refuse_thinking
 from lib_mlx.server.ollama.requests import ChatBody, GenerateBody, chat_request, generate_request
+from lib_mlx.server.openapi import described
 from lib_mlx.server.sse import EventStreamResponse
 from lib_mlx.server.state import state_of
 
@@ -42,6 +43,7 @@ class EmbeddingsBody(ModelRequest):
     prompt: str
 
 
+@described(body=GenerateBody, answers=("application/json", MEDIA_TYPE))
 async def generate(request: Request) -> Response:
     """`POST /api/generate`: continue a prompt; without one, load the model (or unload it, if `keep_alive` is 0)."""
     body = await read_json(request, GenerateBody)
@@ -51,6 +53,7 @@ async def generate(request: Request) -> Response:
     return await _answer(request, body, generation, chat=False)
 
 
+@described(body=ChatBody, answers=("application/json", MEDIA_TYPE))
 async def chat(request: Request) -> Response:
     """`POST /api/chat`: answer a conversation; without messages, load the model (or unload it)."""
     body = await read_json(request, ChatBody)
@@ -119,6 +122,7 @@ class JsonLines(JsonResponse):
         return line(content)
 
 
+@described(body=EmbedBody)
 async def embed(request: Request) -> Response:
     """`POST /api/embed`."""
     body = await read_json(request, EmbedBody)
@@ -146,6 +150,7 @@ async def embed(request: Request) -> Response:
     )
 
 
+@described(body=EmbeddingsBody)
 async def embeddings(request: Request) -> Response:
     """`POST /api/embeddings`."""
     body = await read_json(request, EmbeddingsBody)

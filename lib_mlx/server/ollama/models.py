@@ -14,6 +14,7 @@ from starlette.routing import Route
 from lib_mlx.errors import LibMlxError
 from lib_mlx.server.http import JsonResponse, WireModel, read_json
 from lib_mlx.server.ollama.common import bare_name, timestamp
+from lib_mlx.server.openapi import described
 from lib_mlx.server.state import state_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def _ps(registry: Registry) -> list[dict[str, Any]]:
     ]
 
 
+@described(body=ShowBody)
 async def show(request: Request) -> Response:
     """`POST /api/show`: what a model's files say."""
     body = await read_json(request, ShowBody)

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from lib_mlx.server.embedding import embed_all
 from lib_mlx.server.http import JsonResponse, WireModel, read_json
+from lib_mlx.server.openapi import described
 from lib_mlx.server.state import state_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class EmbeddingRequest(WireModel):
         return [self.input] if single else list(self.input)
 
 
+@described(body=EmbeddingRequest)
 async def create_embeddings(request: Request) -> Response:
     """`POST /v1/embeddings`."""
     body = await read_json(request, EmbeddingRequest)

@@ -19,6 +19,7 @@ from lib_mlx.server.openai import (
 )
 from lib_mlx.server.openai.chat import encode
 from lib_mlx.server.openai.embeddings import create_embeddings
+from lib_mlx.server.openapi import EVENTS, described
 from lib_mlx.server.sse import EventStreamResponse
 from lib_mlx.server.state import state_of
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 
+@described(body=chat_request.ChatRequest, answers=("application/json", EVENTS))
 async def chat_completions(request: Request) -> Response:
     """`POST /v1/chat/completions`."""
     body = await read_json(request, chat_request.ChatRequest)
@@ -42,6 +44,7 @@ async def chat_completions(request: Request) -> Response:
     return JsonResponse(fold.body())
 
 
+@described(body=completions_request.CompletionRequest, answers=("application/json", EVENTS))
 async def create_completion(request: Request) -> Response:
     """`POST /v1/completions`."""
     body = await read_json(request, completions_request.CompletionRequest)

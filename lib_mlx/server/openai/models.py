@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.routing import Route
 
 from lib_mlx.server.http import JsonResponse, WireModel, read_json
+from lib_mlx.server.openapi import described
 from lib_mlx.server.state import state_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ async def retrieve_model(request: Request) -> Response:
     return JsonResponse(model_object(await _find(request)))
 
 
+@described(body=LoadRequest, optional=True, statuses=(200, 202))
 async def load_model(request: Request) -> Response:
     """`POST /v1/models/{id}/load`: have a model in memory; nothing happens to one that is."""
     body = await read_json(request, LoadRequest) if await _has_body(request) else LoadRequest()
