@@ -93,6 +93,8 @@ class GenerationRequest:
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     """"auto", "required" (at least one call), or the name of the function that must be called."""
+    allowed_tools: frozenset[str] | None = None
+    """The only tools that may be called, of those that are shown to the model; None: all."""
     parallel_tool_calls: bool = True
     """False: generation ends after the first tool call."""
     sampling: SamplingParams = SamplingParams()
@@ -103,7 +105,7 @@ class GenerationRequest:
     thinking: bool | None = None
     """Whether the template may open a reasoning block; None: as the model was loaded."""
     constraint: Constraint | None = None
-    """The form of the answer; not together with forced tool calls."""
+    """The form of the answer, if it is not tool calls: with forced ones it has no effect."""
     logprobs: int | None = None
     """Report each token of the answer with its log-probability and those of this many likeliest ones at its place."""
     cache_salt: str = ""

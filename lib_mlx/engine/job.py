@@ -45,6 +45,8 @@ class PreparedRequest:
     output_format: OutputFormat
     opening: Opening
     text: TokenText
+    allowed_tools: frozenset[str] | None = None
+    """The only tools that may be called: a call of another is text."""
     hidden: frozenset[int] = frozenset()
     """Control tokens: they have no text, but inside a tool call, whose parser may need them."""
     grammar: Grammar | None = None
@@ -83,7 +85,11 @@ class Job:
         self.made: list[int] = []
         """The tokens so far."""
         self._parser = OutputParser(
-            request.output_format, stop=request.stop, tools=request.tools, opening=request.opening
+            request.output_format,
+            stop=request.stop,
+            tools=request.tools,
+            opening=request.opening,
+            allowed_tools=request.allowed_tools,
         )
         self._detokenizer = request.text.detokenizer()
         self._logprobs = None if request.logprobs is None else LogprobCollector(request.logprobs, request.text.bytes_of)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING
 
+from lib_mlx.server.openai.response_store import ResponseStore
 from lib_mlx.server.session import Sessions
 
 if TYPE_CHECKING:
@@ -24,6 +26,11 @@ class ServerState:
         self.config = config
         self.sessions = Sessions(registry, config.queue_limit)
         self.started = time.monotonic()
+
+    @cached_property
+    def response_store(self) -> ResponseStore:
+        """The responses that OpenAI's clients may come back to."""
+        return ResponseStore()
 
     async def start(
         self,

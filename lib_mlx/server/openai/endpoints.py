@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
-from lib_mlx.generation import Failed
 from lib_mlx.server.http import JsonResponse, collect, read_json
-from lib_mlx.server.openai import chat, chat_request, responses, responses_request
+from lib_mlx.server.openai import chat, chat_request, response_endpoints
 from lib_mlx.server.sse import EventStreamResponse
 from lib_mlx.server.state import state_of
 
@@ -33,23 +32,6 @@ async def chat_completions(request: Request) -> Response:
     for index, event in await collect(request, session):
         fold.add(event, index)
     return JsonResponse(fold.body())
-
-
-async def create_response(request: Request) -> Response:
-    """`POST /v1/responses`."""
-    body = await read_json(request, responses_request.ResponsesRequest)
-    session = await state_of(request).start(request, body.model, responses_request.to_generation(body))
-    sampling = session.sampling
-    fold = responses.ResponsesFold(body, session.model, temperature=sampling.temperature, top_p=sampling.top_p)
-    if body.stream:
-        with session.closed_on_error():
-            head = responses.encode(fold.opening())
-        return EventStreamResponse(session, head, lambda events: responses.render(fold, [event for _, event in events]))
-    for _, event in await collect(request, session):
-        if isinstance(event, Failed):  # before the answer has begun, an error has a status of its own
-            raise event.error
-        fold.add(event)
-    return JsonResponse(fold.response)
 
 
 async def list_models(request: Request) -> Response:
@@ -82,7 +64,7 @@ def routes() -> list[Route]:
         for prefix in ("/v1", "")
         for route in (
             Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]),
-            Route(f"{prefix}/responses", create_response, methods=["POST"]),
+            *response_endpoints.routes(prefix),
             Route(f"{prefix}/models", list_models, methods=["GET"]),
             Route(f"{prefix}/models/{{id:path}}", retrieve_model, methods=["GET"]),
         )
