@@ -10,7 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.errors import UnsupportedFeature
@@ -40,6 +40,8 @@ class Gate:
     """Ends free text."""
     opened: bool = False
     """The prompt itself opened the free text."""
+    call_token: int | None = None
+    """Ends free text too, and begins the constrained: a model may call a tool without closing its reasoning."""
     trigger: int | None = None
     """All is free but what begins with this token, each time it comes."""
 
@@ -104,7 +106,8 @@ class GrammarCompiler:
             f"form: %json {json.dumps({**_json_form(constraint), 'x-guidance': _JSON})}",
             *self._call_rules(start, tools),
         ]
-        return self._grammar(LLMatcher.grammar_from_lark("\n".join(rules)), constraint.param, gate)
+        text = LLMatcher.grammar_from_lark("\n".join(rules))
+        return self._grammar(text, constraint.param, replace(gate, call_token=start))
 
     def tool_calls(self, tools: Sequence[Tool], *, parallel: bool, forced: bool, gate: Gate) -> Grammar:
         """Compile the calls of `tools` in the model's own syntax.
@@ -126,7 +129,7 @@ class GrammarCompiler:
             )
         rules = [f"start: {_calls(parallel=parallel and forced)}", *self._call_rules(start, tools)]
         text = LLMatcher.grammar_from_lark("\n".join(rules))
-        return self._grammar(text, "tools", gate if forced else Gate(trigger=start))
+        return self._grammar(text, "tools", replace(gate, call_token=start) if forced else Gate(trigger=start))
 
     def _call_rules(self, start: int, tools: Sequence[Tool]) -> list[str]:
         """Return the rules of `call`, one of `tools`."""
@@ -271,8 +274,9 @@ class GrammarProcessor:
                 return
             self._matcher, self._free = self._fresh.deep_copy(), False
         elif self._free:
-            self._free = token != gate.close_token
-            return
+            self._free = token not in (gate.close_token, gate.call_token)
+            if token != gate.call_token:
+                return
         elif token == gate.open_token and not self._matcher.validate_tokens([token]):
             self._free = True
             return
