@@ -281,7 +281,11 @@ def test_a_call_inside_the_reasoning_is_held_to_its_grammar(model: EngineModel, 
     wrapper = model._tokenizer.wrapper
     process = GrammarProcessor(prepared.grammar, len(prepared.prompt))
     tokens = [*prepared.prompt]
-    for token, bound in ((wrapper.think_start_tokens[0], False), (wrapper.backend_tokenizer.token_to_id("a"), False), (None, True)):
+    for token, bound in (
+        (wrapper.think_start_tokens[0], False),
+        (wrapper.backend_tokenizer.token_to_id("a"), False),
+        (None, True),
+    ):
         tokens.append(wrapper.backend_tokenizer.token_to_id("<tool_call>") if token is None else token)
         logits = process(mx.array(tokens), mx.zeros((1, model.vocab_size)))
         masked = int((logits == -mx.inf).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +11,16 @@ import openai
 import pytest
 
 import lib_mlx
+from lib_mlx.config import ServerConfig
+from lib_mlx.registry import ModelSpec, Registry
+from lib_mlx.server.listener import Listener
 from tests.checkpoints import SCRIPTS
 from tests.server.openai.streams import check_stream, events_of, stream_of, without_ids
 from tests.server.specs import check
 from tests.server.test_server import eventually, scheduler_depth
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 LONG: dict[str, Any] = {"model": "crafted", "input": "loop", "background": True, "max_output_tokens": 3000}
@@ -165,3 +170,50 @@ def test_a_server_that_stops_ends_it(crafted: Path) -> None:
                 assert 'data: {"type":"response.failed"' in (rest := "\n".join(lines))
                 assert "shutting_down" in rest
         eventually(lambda: scheduler_depth(model) == 0)
+
+
+@contextlib.contextmanager
+def served(path: Path) -> Iterator[openai.OpenAI]:
+    """Serve a model that is loaded when it is first asked for; nothing is left in flight."""
+    registry = Registry()
+    registry.add(ModelSpec("lazy", str(path)))
+    listener = Listener(registry, ServerConfig())
+    listener.start()
+    try:
+        with openai.OpenAI(base_url=f"{listener.base_url}/v1", api_key="unused", max_retries=0) as client:
+            yield client
+            with httpx2.Client(base_url=listener.base_url) as http:
+                eventually(lambda: http.get("/health").json()["in_flight"] == 0)
+    finally:
+        listener.stop()
+        registry.close()
+
+
+def test_a_model_is_loaded_meanwhile(crafted: Path) -> None:
+    """A client does not wait for a load: the response is queued, and can be cancelled while it is."""
+    with served(crafted) as client:
+        fields: dict[str, Any] = {"model": "lazy", "input": "hello", "background": True}
+        made = [client.responses.create(**fields, temperature=0.5) for _ in range(2)]
+        assert {response.status for response in made} == {"queued"}
+        assert client.responses.cancel(made[0].id).status in {"cancelled", "completed"}
+        done = finished(client, made[1].id)
+        assert (done.output_text, done.temperature) == (SCRIPTS["hello"].text(), 0.5)
+
+
+def test_a_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """The response has failed, and says why."""
+    with served(tmp_path / "nothing") as client:
+        made = client.responses.create(model="lazy", input="hello", background=True)
+        failed = finished(client, made.id)
+        assert failed.status == "failed"
+        assert failed.error is not None
+        assert "model_not_found" in failed.error.message
+
+
+def test_what_a_model_refuses_once_it_is_loaded(crafted: Path) -> None:
+    """It could not be asked at first: the response has failed."""
+    with served(crafted) as client:
+        made = client.responses.create(model="lazy", input="hello " * 5000, background=True)
+        failed = finished(client, made.id)
+        assert failed.error is not None
+        assert "context_length_exceeded" in failed.error.message

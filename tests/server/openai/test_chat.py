@@ -410,7 +410,8 @@ def test_tools_and_a_form_together(client: openai.OpenAI) -> None:
 
 def test_allowed_tools(client: openai.OpenAI) -> None:
     """A call of a tool that is not allowed is text."""
-    tools = [{"type": "function", "function": {**TOOLS[0]["function"], "name": n}} for n in ("get_weather", "get_time")]
+    function = TOOLS[0]["function"]
+    tools: Any = [{"type": "function", "function": {**function, "name": n}} for n in ("get_weather", "get_time")]
     allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "get_time"}}]}
     choice: Any = {"type": "allowed_tools", "allowed_tools": allowed}
     answer = client.chat.completions.create(

@@ -76,7 +76,7 @@ def test_the_least_recently_used_goes_first() -> None:
     store.get("a")
     store.add(stored("c"))
     assert len(store) == 2
-    assert store.get("a")
+    assert store.get("a").id == "a"
     with pytest.raises(NotFound):
         store.get("b")
 
@@ -91,7 +91,7 @@ def test_many_responses_stay_within_the_bounds() -> None:
         previous = one
         assert len(store) <= 50
         assert store.bytes <= 5000
-    assert store.get("499")
+    assert store.get("499").id == "499"
     large = stored("large")
     large.response["text"] = "x" * 6000
     store.add(large)

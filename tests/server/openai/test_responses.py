@@ -53,7 +53,7 @@ def fold_of(events: Iterable[GenerationEvent], **fields: Any) -> tuple[Responses
     return fold, fold.opening() + [made for event in events for made in fold.add(event)]
 
 
-REASONED = [ReasoningDelta("h"), ReasoningDelta("m"), TextDelta("a"), TextDelta("b")]
+REASONED: list[GenerationEvent] = [ReasoningDelta("h"), ReasoningDelta("m"), TextDelta("a"), TextDelta("b")]
 CALL = ToolCallDelta(0, "call_1", "f", '{"x": 1}')
 
 
@@ -170,7 +170,7 @@ def test_a_response_in_the_background_is_queued_first() -> None:
 def test_log_probabilities_stand_in_deltas_and_in_the_whole() -> None:
     """Each delta has those of its own tokens, the end of the part and the item those of all, and not the next's."""
     tokens = [SampledToken(TokenLogprob(n, b"\xc3\xa9"[:n], -float("inf") if n == 1 else -0.5)) for n in (1, 2)]
-    answer = [TextDelta("é", tuple(tokens)), TextDelta("b"), CALL, TextDelta("c", (tokens[1],))]
+    answer: list[GenerationEvent] = [TextDelta("é", tuple(tokens)), TextDelta("b"), CALL, TextDelta("c", (tokens[1],))]
     fold, events = fold_of([*answer, Finished("stop", USAGE, Timings())])
     check_stream(events)
     entries = [
@@ -388,23 +388,31 @@ def test_text_format_and_forced_calls(http: httpx2.Client) -> None:
     assert (called["tool_choice"], called["tools"][0]["strict"]) == (choice, True)
 
 
+def logprobs_of(response: openai.types.responses.Response) -> list[Any]:
+    """The log-probabilities of an answer of one message."""
+    (item,) = response.output
+    assert item.type == "message"
+    (part,) = item.content
+    assert part.type == "output_text"
+    return part.logprobs or []
+
+
 def test_log_probabilities(client: openai.OpenAI, http: httpx2.Client) -> None:
     """They are in the response and in the stream if they are asked for, as many as wanted, and nowhere else."""
     include: list[Any] = ["message.output_text.logprobs"]
     whole = client.responses.create(model="crafted", input="hello", temperature=0, include=include, top_logprobs=2)
-    (part,) = whole.output[0].content  # type: ignore[union-attr]
-    assert part.type == "output_text"
-    assert part.logprobs is not None
-    assert b"".join(bytes(token.bytes) for token in part.logprobs).decode() == SCRIPTS["hello"].text()
-    assert all(len(token.top_logprobs) == 2 and token.top_logprobs[0].bytes == token.bytes for token in part.logprobs)
+    told = logprobs_of(whole)
+    assert b"".join(bytes(token.bytes) for token in told).decode() == SCRIPTS["hello"].text()
+    assert all(len(token.top_logprobs) == 2 and token.top_logprobs[0].bytes == token.bytes for token in told)
     assert whole.top_logprobs == 2
     body = {"input": "hello", "temperature": 0, "include": include, "top_logprobs": 2}
     events = stream_of(http, body)
     check_stream(events)
     assert without_ids(events[-1]["response"]) == without_ids(whole.to_dict())
     alone = client.responses.create(model="crafted", input="hello", include=include)
-    assert alone.output[0].content[0].logprobs[0].top_logprobs == []  # type: ignore[union-attr,index]
-    assert client.responses.create(model="crafted", input="hello").output[0].content[0].logprobs == []  # type: ignore[union-attr]
+    assert logprobs_of(alone)[0].top_logprobs == []
+    assert logprobs_of(client.responses.create(model="crafted", input="hello", top_logprobs=1))
+    assert logprobs_of(client.responses.create(model="crafted", input="hello")) == []
 
 
 def test_sealed_reasoning_comes_back(client: openai.OpenAI, http: httpx2.Client) -> None:
@@ -476,7 +484,8 @@ def test_parsing_with_tools(client: openai.OpenAI) -> None:
     called = client.responses.parse(
         model="crafted", input="tool", text_format=Answer, tools=tools, temperature=0, parallel_tool_calls=False
     )
-    assert isinstance(called.output[0].parsed_arguments, Answer)  # type: ignore[union-attr]
+    assert called.output[0].type == "function_call"
+    assert isinstance(called.output[0].parsed_arguments, Answer)
     with client.responses.stream(
         model="crafted", input="think", text_format=Answer, tools=tools, temperature=0
     ) as stream:
