@@ -103,7 +103,7 @@ def test_cancelling(client: openai.OpenAI, crafted_model: lib_mlx.Model, stream:
     cancelled = client.responses.cancel(made.id)
     check("openresponses", "ResponseResource", cancelled.to_dict())
     assert (cancelled.status, cancelled.error, cancelled.incomplete_details) == ("cancelled", None, None)
-    assert cancelled.output_text.startswith(" round and again")
+    assert cancelled.output_text.startswith(" round")
     assert cancelled.usage is not None
     assert 0 < cancelled.usage.output_tokens < 3000
     eventually(lambda: scheduler_depth(crafted_model) == 0)

@@ -15,11 +15,14 @@ from lib_mlx.server.openai.response_endpoints import InputItemsQuery, _page
 from tests.checkpoints import SCRIPTS
 from tests.server.openai.streams import check_stream, events_of, stream_of, without_ids
 from tests.server.specs import check
+from tests.server.test_server import eventually, scheduler_depth
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import httpx2
+
+    import lib_mlx
 
 TOOLS: list[Any] = [
     {"type": "function", "name": "get_weather", "parameters": {"type": "object", "properties": {}}, "strict": False}
@@ -126,6 +129,16 @@ def test_what_is_not_stored_is_not_found(client: openai.OpenAI) -> None:
             use(gone.id)
     with refused("not_found", kind=openai.NotFoundError):
         client.responses.input_items.list(gone.id)
+
+
+def test_a_stream_that_was_left_is_not_stored(client: openai.OpenAI, crafted_model: lib_mlx.Model) -> None:
+    """Only the background goes on without a client."""
+    with client.responses.create(model="crafted", input="loop", stream=True) as stream:
+        first = next(iter(stream))
+    assert first.type == "response.created"
+    eventually(lambda: scheduler_depth(crafted_model) == 0)
+    with refused("not_found", kind=openai.NotFoundError):
+        client.responses.retrieve(first.response.id)
 
 
 # Retrieving
