@@ -9,6 +9,7 @@ LibMlxError
 ├── InvalidArgument        invalid_argument        400  a field has a wrong name, type or value
 ├── UnsupportedFeature     unsupported_feature     400  well-formed, but this model or version cannot honour it
 ├── ContextLengthExceeded  context_length_exceeded 400  the prompt does not fit the model's context
+├── PreviousResponseNotFound previous_response_not_found 400  the response to be continued is not kept
 ├── Unauthorized           unauthorized            401  the API key is missing or wrong
 ├── ForbiddenHost          forbidden_host          403  the Host header is not on the allow-list
 ├── ForbiddenOrigin        forbidden_origin        403  the Origin header is not on the allow-list
@@ -106,6 +107,12 @@ class ContextLengthExceeded(LibMlxError):
     """The prompt does not fit into the model's context."""
 
     code, http_status = "context_length_exceeded", 400
+
+
+class PreviousResponseNotFound(LibMlxError):
+    """The response that a request continues is not kept (any more); clients know OpenAI's name for it."""
+
+    code, http_status = "previous_response_not_found", 400
 
 
 class Unauthorized(LibMlxError):

@@ -95,6 +95,8 @@ class GenerationRequest:
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "auto"
     """"auto", "required" (at least one call), or the name of the function that must be called."""
+    allowed_tools: frozenset[str] | None = None
+    """The only tools that may be called, of those that are shown to the model; None: all."""
     parallel_tool_calls: bool = True
     """False: generation ends after the first tool call."""
     sampling: SamplingParams = SamplingParams()
@@ -109,7 +111,7 @@ class GenerationRequest:
     prefill: str = ""
     """Text the answer begins with already: the model goes on from it, without reasoning first."""
     constraint: Constraint | None = None
-    """The form of the answer; not together with forced tool calls."""
+    """The form of the answer, if it is not tool calls: with forced ones it has no effect."""
     logprobs: int | None = None
     """Report each token of the answer with its log-probability and those of this many likeliest ones at its place."""
     cache_salt: str = ""

@@ -10,7 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.errors import UnsupportedFeature
@@ -40,6 +40,8 @@ class Gate:
     """Ends free text."""
     opened: bool = False
     """The prompt itself opened the free text."""
+    call_token: int | None = None
+    """Ends free text too, and begins the constrained: a model may call a tool without closing its reasoning."""
     trigger: int | None = None
     """All is free but what begins with this token, each time it comes."""
 
@@ -78,9 +80,34 @@ class GrammarCompiler:
         elif constraint.kind == "regex":
             text = LLMatcher.grammar_from_regex(str(constraint.value))
         else:
-            schema = constraint.value if constraint.kind == "json_schema" else {"type": "object"}
-            text = LLMatcher.grammar_from_json_schema(json.dumps(schema), _JSON)
+            text = LLMatcher.grammar_from_json_schema(json.dumps(_json_form(constraint)), _JSON)
         return self._grammar(text, constraint.param, gate)
+
+    def calls_or_constraint(
+        self, tools: Sequence[Tool], constraint: Constraint, *, parallel: bool, gate: Gate
+    ) -> Grammar:
+        """Compile what is either calls of `tools` in the model's own syntax or an answer of a form.
+
+        Raises:
+            UnsupportedFeature: as `constraint` and `tool_calls` do, or the form is not one of JSON.
+        """
+        from llguidance import LLMatcher
+
+        self.constraint(constraint, gate)  # so that what is wrong with it is told of it alone
+        start = self._call_start()
+        if start is None or constraint.kind not in {"json_schema", "json_object"}:
+            raise UnsupportedFeature(
+                "This form of the answer and tools cannot be promised together by this model.",
+                hint="Ask for one of them.",
+                param=constraint.param,
+            )
+        rules = [
+            f"start: {_calls(parallel=parallel)} | form",
+            f"form: %json {json.dumps({**_json_form(constraint), 'x-guidance': _JSON})}",
+            *self._call_rules(start, tools),
+        ]
+        text = LLMatcher.grammar_from_lark("\n".join(rules))
+        return self._grammar(text, constraint.param, replace(gate, call_token=start))
 
     def tool_calls(self, tools: Sequence[Tool], *, parallel: bool, forced: bool, gate: Gate) -> Grammar:
         """Compile the calls of `tools` in the model's own syntax.
@@ -93,22 +120,25 @@ class GrammarCompiler:
         """
         from llguidance import LLMatcher
 
-        start = self._token(self._format.tool_start)
-        if start is None or not self._json_calls():
+        start = self._call_start()
+        if start is None:
             raise UnsupportedFeature(
                 "Tool calls of this model cannot be enforced.",
                 hint="Use tool_choice 'auto' and tools without 'strict'.",
                 param="tool_choice" if forced else "tools",
             )
+        rules = [f"start: {_calls(parallel=parallel and forced)}", *self._call_rules(start, tools)]
+        text = LLMatcher.grammar_from_lark("\n".join(rules))
+        return self._grammar(text, "tools", replace(gate, call_token=start) if forced else Gate(trigger=start))
+
+    def _call_rules(self, start: int, tools: Sequence[Tool]) -> list[str]:
+        """Return the rules of `call`, one of `tools`."""
         schemas = [self._arguments_schema(tool, f"tools.{index}") for index, tool in enumerate(tools)]
-        rules = [
-            f"start: {'call+' if parallel and forced else 'call'}",
+        return [
             self._call_rule(start),
             f"body: {' | '.join(f'c{number}' for number in range(len(tools)))}",
             *(_body_rule(number, tool, schemas[number]) for number, tool in enumerate(tools)),
         ]
-        text = LLMatcher.grammar_from_lark("\n".join(rules))
-        return self._grammar(text, "tools", gate if forced else Gate(trigger=start))
 
     def _grammar(self, text: str, param: str, gate: Gate) -> Grammar:
         return Grammar(self._compile(text, param), gate, tuple(sorted(self._tokenizer.wrapper.eos_token_ids)))
@@ -125,10 +155,14 @@ class GrammarCompiler:
             return {"type": "object"}
         return schema
 
-    def _json_calls(self) -> bool:
-        """Whether calls are `{"name": …, "arguments": …}` between markers (Hermes, Qwen)."""
+    def _call_start(self) -> int | None:
+        """Return the token that calls begin with, if they are `{"name": …, "arguments": …}` between markers.
+
+        That is how Hermes and Qwen write them; None: how this model does is not known here.
+        """
         parse = self._format.parse_tool_call
-        return getattr(parse, "__module__", "").endswith(".json_tools")
+        known = getattr(parse, "__module__", "").endswith(".json_tools")
+        return self._token(self._format.tool_start) if known else None
 
     def _call_rule(self, start: int) -> str:
         end = self._token(self._format.tool_end)
@@ -177,6 +211,16 @@ class GrammarCompiler:
                 eos = sorted(wrapper.eos_token_ids)
                 self._trie = LLTokenizer(backend.to_str(), n_vocab=self._vocab_size, eos_token=eos)
             return self._trie
+
+
+def _calls(*, parallel: bool) -> str:
+    return "call+" if parallel else "call"
+
+
+def _json_form(constraint: Constraint) -> dict[str, Any]:
+    """Return the schema of a JSON form."""
+    form: dict[str, Any] = constraint.value if constraint.kind == "json_schema" else {"type": "object"}
+    return form
 
 
 def _body_rule(number: int, tool: Tool, schema: dict[str, Any]) -> str:
@@ -230,8 +274,9 @@ class GrammarProcessor:
                 return
             self._matcher, self._free = self._fresh.deep_copy(), False
         elif self._free:
-            self._free = token != gate.close_token
-            return
+            self._free = token not in (gate.close_token, gate.call_token)
+            if token != gate.call_token:
+                return
         elif token == gate.open_token and not self._matcher.validate_tokens([token]):
             self._free = True
             return

@@ -47,6 +47,8 @@ class PreparedRequest:
     output_format: OutputFormat
     opening: Opening
     text: TokenText
+    allowed_tools: frozenset[str] | None = None
+    """The only tools that may be called: a call of another is text."""
     hidden: frozenset[int] = frozenset()
     """Control tokens: they have no text, but inside a tool call, whose parser may need them."""
     grammar: Grammar | None = None
@@ -171,7 +173,13 @@ class Job:
 
     def _new_parser(self) -> OutputParser:
         request = self.request
-        return OutputParser(request.output_format, stop=request.stop, tools=request.tools, opening=request.opening)
+        return OutputParser(
+            request.output_format,
+            stop=request.stop,
+            tools=request.tools,
+            opening=request.opening,
+            allowed_tools=request.allowed_tools,
+        )
 
     def _new_limiter(self, limit: ReasoningLimit) -> ReasoningLimiter:
         request = self.request

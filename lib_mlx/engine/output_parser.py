@@ -61,12 +61,14 @@ class OutputParser:
         stop: tuple[str, ...] = (),
         tools: list[dict[str, Any]] | None = None,
         opening: Opening = Opening.PLAIN,
+        allowed_tools: frozenset[str] | None = None,
     ) -> None:
         edges = {state: list(own) for state, own in output_format.transitions.items()}
         self._machine = TextStateMachine(edges or None)
         self._state = self._machine.make_state(REASONING if opening is Opening.IN_REASONING else ANSWER)
         self._format = output_format
         self._tools = tools
+        self._allowed = allowed_tools
         self._stop = StopMatcher(stop)
         self._raw_call: list[str] = []  # the text of the tool call being read
         self._before_call = ("", ANSWER)  # the white space and the state it began after
@@ -184,9 +186,11 @@ class OutputParser:
         try:
             parsed = parse(raw, self._tools)
             found = parsed if isinstance(parsed, list) else [parsed]
-            return [_tool_call(call) for call in found] or None
+            calls = [_tool_call(call) for call in found]
         except Exception:  # noqa: BLE001 - mlx-lm's parsers raise whatever the text makes them raise
             return None
+        forbidden = self._allowed is not None and any(call.name not in self._allowed for call in calls)
+        return None if forbidden else calls or None
 
     def _show(self, text: str, events: list[Delta]) -> None:
         self._emit(self._stop.feed(text), events)

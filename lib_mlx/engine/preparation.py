@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from lib_mlx.engine.grammar import Grammar
-    from lib_mlx.generation import GenerationRequest
+    from lib_mlx.generation import GenerationRequest, Tool
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer
 
@@ -94,6 +94,7 @@ class RequestPreparer:
             parallel_tool_calls=request.parallel_tool_calls,
             output_format=self._format if request.tools else self._format.without_tools(),
             opening=opening,
+            allowed_tools=request.allowed_tools,
             text=self._text,
             hidden=self._hidden,
             grammar=self._grammar(request, opening, thinking=thinking),
@@ -238,17 +239,15 @@ class RequestPreparer:
     def _grammar(self, request: GenerationRequest, opening: Opening, *, thinking: bool) -> Grammar | None:
         """Compile what the answer is held to, if anything."""
         forced = request.tool_choice != "auto"
-        if request.constraint is not None:
-            if request.tools:
-                raise UnsupportedFeature(
-                    "A form of the answer and tools cannot be promised together.",
-                    hint="Ask for one of them.",
-                    param=request.constraint.param,
-                )
-            return self._grammars.constraint(request.constraint, self._gate(opening, thinking=thinking))
-        if not forced and not any(tool.strict for tool in request.tools):
+        tools = _callable(request)
+        parallel = request.parallel_tool_calls
+        if request.constraint is not None and not forced:
+            gate = self._gate(opening, thinking=thinking)
+            if not tools:
+                return self._grammars.constraint(request.constraint, gate)
+            return self._grammars.calls_or_constraint(tools, request.constraint, parallel=parallel, gate=gate)
+        if not forced and not any(tool.strict for tool in tools):
             return None
-        tools = [tool for tool in request.tools if request.tool_choice in {"auto", "required", tool.name}]
         if not tools:
             raise InvalidArgument(
                 f"tool_choice {request.tool_choice!r} needs such a tool.",
@@ -256,7 +255,7 @@ class RequestPreparer:
                 param="tool_choice",
             )
         gate = self._gate(opening, thinking=thinking)
-        return self._grammars.tool_calls(tools, parallel=request.parallel_tool_calls, forced=forced, gate=gate)
+        return self._grammars.tool_calls(tools, parallel=parallel, forced=forced, gate=gate)
 
     def _reasoning_limit(self, request: GenerationRequest, *, thinking: bool) -> ReasoningLimit | None:
         """Return how the request's budget is kept, if it has one."""
@@ -309,6 +308,16 @@ class RequestPreparer:
         if max(opened, closed) < 0:
             return Opening.PLAIN
         return Opening.IN_REASONING if opened > closed else Opening.AFTER_REASONING
+
+
+def _callable(request: GenerationRequest) -> list[Tool]:
+    """Return the tools that may be called."""
+    allowed = request.allowed_tools
+    return [
+        tool
+        for tool in request.tools
+        if request.tool_choice in {"auto", "required", tool.name} and (allowed is None or tool.name in allowed)
+    ]
 
 
 def _control_tokens(wrapper: TokenizerWrapper, output_format: OutputFormat) -> frozenset[int]:

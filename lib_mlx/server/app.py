@@ -9,6 +9,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from lib_mlx.errors import Internal, InvalidArgument, LibMlxError, MethodNotAllowed, NotFound
 from lib_mlx.server import management, openapi
@@ -72,13 +73,23 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         known = NotFound(f"There is no {where}.", hint="The API is under /v1.")
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        known = MethodNotAllowed(f"{where} is not allowed.", hint=f"Use {allowed}." if allowed else "")
+        allowed = ", ".join(_allowed(request))
+        known = MethodNotAllowed(f"{where} is not allowed.", hint=f"Use {allowed}.")
+        response = error_response(request, known)
+        response.headers["Allow"] = allowed
+        return response
     else:
         known = InvalidArgument(f"{where} failed: {error.detail}.")
     response = await _known_error(request, known)
     response.headers.update(error.headers or {})
     return response
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods that there are routes for, at the path of `request`."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    at_path = [route for route in routes if route.path_regex.match(request.url.path)]
+    return sorted({method for route in at_path for method in route.methods or ()})
 
 
 async def _defect(request: Request, error: Exception) -> Response:

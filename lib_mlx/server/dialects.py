@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lib_mlx.errors import PayloadTooLarge, RequestTimeout
 from lib_mlx.server.anthropic import common as anthropic
 from lib_mlx.server.http import JsonResponse
 from lib_mlx.server.ollama import common as ollama
@@ -55,4 +56,6 @@ def error_shape(request: Request) -> Callable[[LibMlxError], dict[str, Any]]:
 def error_response(request: Request, error: LibMlxError) -> Response:
     """Return `error` as the answer to `request`."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
+    if isinstance(error, (PayloadTooLarge, RequestTimeout)):  # the rest of the body is not waited for
+        headers["Connection"] = "close"
     return JsonResponse(error_shape(request)(error), error.http_status, headers)

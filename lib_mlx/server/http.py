@@ -61,6 +61,29 @@ class JsonResponse(Response):
         return orjson.dumps(content)
 
 
+class QueryModel(WireModel):
+    """Base of every query: values come as text."""
+
+    model_config = ConfigDict(strict=False)
+
+
+def read_query(request: Request, kind: type[M]) -> M:
+    """Validate the query of `request`; a name that comes several times, or as `name[]`, has a list of values.
+
+    Raises:
+        InvalidArgument: it is not what `kind` describes; `param` names the parameter.
+    """
+    values: dict[str, Any] = {}
+    for key, value in request.query_params.multi_items():
+        name = key.removesuffix("[]")
+        if name in values or name != key:
+            earlier = values.get(name, [])
+            values[name] = [*(earlier if isinstance(earlier, list) else [earlier]), value]
+        else:
+            values[name] = value
+    return validate(kind, values)
+
+
 async def read_json(request: Request, kind: type[M]) -> M:
     """Read and validate the body of `request`: JSON, or a form with JSON in it (see `server.multipart`).
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,8 +77,8 @@ class Description:
     """Whether the body may be left out."""
     answers: tuple[str, ...] = ("application/json",)
     """The media types of its answers."""
-    query: Mapping[str, Any] = field(default_factory=dict)
-    """Schemas of the query's parameters, none of which is required."""
+    query: type[BaseModel] | None = None
+    """What its query may have."""
     statuses: tuple[int, ...] = (200,)
 
 
@@ -159,8 +159,10 @@ def _operation(route: Route, path: str, method: str, bodies: Mapping[type[BaseMo
 def _parameters(path: str, description: Description) -> Iterable[dict[str, Any]]:
     for name in re.findall(r"{(\w+)}", path):
         yield {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    for name, schema in description.query.items():
-        yield {"name": name, "in": "query", "schema": schema}
+    if description.query is not None:
+        schema = description.query.model_json_schema()
+        for name, parameter in schema["properties"].items():
+            yield {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": parameter}
 
 
 def _responses(path: str, description: Description) -> dict[str, Any]:
@@ -168,7 +170,7 @@ def _responses(path: str, description: Description) -> dict[str, Any]:
     # Anthropic's clients get errors in their own shape on every path.
     shapes = [{"$ref": _REF.format(model=name)} for name in dict.fromkeys((kind or "OpenAIError", "AnthropicError"))]
     error = {"description": "An error.", "content": {"application/json": {"schema": {"anyOf": shapes}}}}
-    content = {answer: {"schema": {}} for answer in description.answers}
+    content: dict[str, Any] = {answer: {"schema": {}} for answer in description.answers}
     good = {str(status): {"description": "The answer.", "content": content} for status in description.statuses}
     return {**good, "4XX": error, "5XX": error}
 

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0
+KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def sse(data: dict[str, Any], event: str | None = None) -> bytes:
@@ -50,12 +52,12 @@ class EventStreamResponse(StreamingResponse):
         render: Callable[[list[ChoiceEvent]], bytes],
         *,
         media_type: str = "text/event-stream",
-        keep_alive: bytes = b": keep-alive\n\n",
+        keep_alive: bytes = KEEP_ALIVE,
     ) -> None:
         super().__init__(
             self._body(session, head, render, keep_alive),
             media_type=media_type,
-            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+            headers=HEADERS,
         )
         self._session = session
 

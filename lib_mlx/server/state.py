@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lib_mlx.generation import GenerationRequest
 from lib_mlx.server.news import News
+from lib_mlx.server.openai.response_store import ResponseStore
 from lib_mlx.server.profiles import bounded, find_profile
 from lib_mlx.server.session import Sessions
 
@@ -35,9 +37,14 @@ class ServerState:
         self.sessions.close()
         self.news.close()
 
+    @cached_property
+    def response_store(self) -> ResponseStore:
+        """The responses that OpenAI's clients may come back to."""
+        return ResponseStore()
+
     async def start(
         self,
-        request: Request,
+        request: Request | str,
         model: str | None,
         generation: GenerationRequest | Sequence[GenerationRequest],
         *,
@@ -45,7 +52,7 @@ class ServerState:
         keep_alive_s: float | None = None,
         profile: str | None = None,
     ) -> Session:
-        """Start generating for an HTTP request; see `Sessions.start`. Close the session, whatever happens.
+        """Start generating for an HTTP request (or its id); see `Sessions.start`. Close the session, whatever happens.
 
         `profile` names the bounds to keep within; raises InvalidArgument if there are none of that name.
         """
@@ -53,9 +60,8 @@ class ServerState:
         if profile is not None:
             bounds = find_profile(profile, self.config.profiles)
             requests = [bounded(one, bounds) for one in requests]
-        return await self.sessions.start(
-            model, requests, request_id=request_id(request), choices=choices, keep_alive_s=keep_alive_s
-        )
+        key = request if isinstance(request, str) else request_id(request)
+        return await self.sessions.start(model, requests, request_id=key, choices=choices, keep_alive_s=keep_alive_s)
 
 
 def state_of(request: Request) -> ServerState:

@@ -7,12 +7,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
+import mlx.core as mx
 import pytest
 
 from lib_mlx.engine import engine
-from lib_mlx.engine.grammar import Gate
+from lib_mlx.engine.grammar import Gate, GrammarProcessor
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
-from lib_mlx.generation import Constraint, SamplingParams, Tool
+from lib_mlx.generation import Constraint, GenerationRequest, Message, SamplingParams, Tool
 from lib_mlx.models.checkpoint import inspect
 from tests.checkpoints import SCRIPTS
 from tests.engine.conftest import Run
@@ -34,6 +35,14 @@ HOT = SamplingParams(temperature=60.0, seed=1)
 WEATHER = Tool("get_weather", parameters=CITY, strict=True)
 ZONE = {"type": "object", "properties": {"zone": {"enum": [1, 2]}}, "required": ["zone"]}
 TIME = Tool("get_time", parameters=ZONE)
+
+
+YES_OR_NO = {
+    "type": "object",
+    "properties": {"n": {"type": "boolean"}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
 
 
 def schema(value: dict[str, Any]) -> Constraint:
@@ -162,9 +171,10 @@ def test_tools_that_cannot_be_guaranteed(model: EngineModel) -> None:
 
 
 def test_contradictions(model: EngineModel) -> None:
-    """A form and tools together, or a choice without its tool, are refused."""
-    with pytest.raises(UnsupportedFeature, match="together"):
-        Run(model, "hello", tools=(WEATHER,), constraint=schema(CITY))
+    """A form that cannot be one of two, or a choice without its tool, are refused."""
+    with pytest.raises(UnsupportedFeature, match="together") as caught:
+        Run(model, "hello", tools=(WEATHER,), constraint=Constraint("regex", "a"))
+    assert caught.value.param == "response_format"
     with pytest.raises(InvalidArgument, match="tool_choice"):
         Run(model, "hello", tools=(WEATHER,), tool_choice="other")
 
@@ -176,10 +186,110 @@ def test_models_whose_calls_cannot_be_enforced_say_so(crafted_family: Callable[[
     try:
         with pytest.raises(UnsupportedFeature, match="cannot be enforced"):
             Run(loaded, "hello", tools=(WEATHER,), tool_choice="required")
+        with pytest.raises(UnsupportedFeature, match="together"):
+            Run(loaded, "hello", tools=(WEATHER,), constraint=schema(CITY))
         run = Run(loaded, "hello", thinking=False, constraint=schema(CITY), sampling=HOT, max_tokens=300).wait()
     finally:
         loaded.unload()
     jsonschema.validate(json.loads(run.text), CITY)
+
+
+def either(run: Run, form: dict[str, Any] = YES_OR_NO) -> str:
+    """Demand that a run ended with calls that fit or with an answer in the form; tell which."""
+    assert run.end.reason in {"stop", "tool_calls"}
+    for _, arguments in run.calls:
+        jsonschema.validate(json.loads(arguments), CITY)
+    if run.calls:
+        assert run.text == ""
+        return "calls"
+    jsonschema.validate(json.loads(run.text), form)
+    return "form"
+
+
+def test_calls_or_a_form(model: EngineModel) -> None:
+    """With tools and a form the answer is one or the other, however wild the sampling, and both do come."""
+    options: dict[str, Any] = {"tools": (WEATHER,), "constraint": schema(YES_OR_NO), "parallel_tool_calls": False}
+    runs = [
+        Run(model, "hello", thinking=False, sampling=SamplingParams(temperature=60.0, seed=seed), **options)
+        for seed in range(12)
+    ]
+    assert {either(run.wait()) for run in runs} == {"calls", "form"}
+    any_object = Run(model, "tool", **{**options, "constraint": Constraint("json_object")}).wait()
+    assert [name for name, _ in any_object.calls] == ["get_weather"]
+
+
+def test_calls_or_a_form_after_reasoning(model: EngineModel, crafted_family: Callable[[str], Path]) -> None:
+    """Reasoning is free, whoever opened it; in a batch each gives what it gives alone."""
+    options: dict[str, Any] = {"tools": (WEATHER,), "constraint": schema(YES_OR_NO), "parallel_tool_calls": False}
+    options |= {"sampling": SamplingParams(temperature=0), "max_tokens": 300}
+    opened = engine.load(inspect(crafted_family("qwen_open_think")))
+    try:
+        for loaded in (model, opened):
+            scripts = ("think", "think_tool", "hello")
+            alone = [Run(loaded, script, **options).wait() for script in scripts]
+            together = [run.wait() for run in [Run(loaded, script, **options) for script in scripts]]
+            assert [(run.text, run.reasoning, run.calls) for run in alone] == [
+                (run.text, run.reasoning, run.calls) for run in together
+            ]
+            assert [run.reasoning for run in alone[:2]] == ["Let me think.", "I need weather"]
+            assert {either(run) for run in alone} <= {"calls", "form"}
+    finally:
+        opened.unload()
+
+
+def test_a_forced_call_leaves_the_form_aside(model: EngineModel) -> None:
+    """Required or named, the call is made."""
+    for choice in ("required", "get_weather"):
+        run = Run(
+            model, "hello", thinking=False, tools=(WEATHER,), tool_choice=choice, constraint=schema(YES_OR_NO),
+            parallel_tool_calls=False, sampling=HOT, max_tokens=400,
+        ).wait()  # fmt: skip
+        assert either(run) == "calls"
+
+
+def test_what_is_wrong_with_the_form_is_told_of_the_form(model: EngineModel) -> None:
+    """Tools or not."""
+    with pytest.raises(UnsupportedFeature, match="uniqueItems") as caught:
+        Run(model, "hello", tools=(WEATHER,), constraint=schema({"type": "array", "uniqueItems": True}))
+    assert caught.value.param == "response_format"
+
+
+def test_only_allowed_tools_are_called(model: EngineModel) -> None:
+    """A grammar leaves room for them alone; without one, a call of another tool is text."""
+    clock = Tool("get_time", parameters=CITY)
+    options: dict[str, Any] = {"tools": (WEATHER, clock), "allowed_tools": frozenset({"get_time"})}
+    for choice in ("required", "auto"):
+        run = Run(
+            model, "tool", thinking=False, tool_choice=choice, constraint=schema(YES_OR_NO),
+            parallel_tool_calls=False, sampling=SamplingParams(temperature=0), max_tokens=300, **options,
+        ).wait()  # fmt: skip
+        assert [name for name, _ in run.calls] == ["get_time"]
+    loose = {**options, "tools": (Tool("get_weather"), Tool("get_time"))}
+    run = Run(model, "tools", sampling=SamplingParams(temperature=0), **loose).wait()
+    assert [name for name, _ in run.calls] == ["get_time"]
+    assert "get_weather" in run.text
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_call_inside_the_reasoning_is_held_to_its_grammar(model: EngineModel, choice: str) -> None:
+    """A model that begins a call without closing its reasoning is bound from there on."""
+    request = GenerationRequest(
+        (Message("user", "think"),), tools=(WEATHER,), tool_choice=choice, constraint=schema(YES_OR_NO)
+    )
+    prepared = model.prepare(request)
+    assert prepared.grammar is not None
+    wrapper = model._tokenizer.wrapper
+    process = GrammarProcessor(prepared.grammar, len(prepared.prompt))
+    tokens = [*prepared.prompt]
+    for token, bound in (
+        (wrapper.think_start_tokens[0], False),
+        (wrapper.backend_tokenizer.token_to_id("a"), False),
+        (None, True),
+    ):
+        tokens.append(wrapper.backend_tokenizer.token_to_id("<tool_call>") if token is None else token)
+        logits = process(mx.array(tokens), mx.zeros((1, model.vocab_size)))
+        masked = int((logits == -mx.inf).sum())
+        assert (masked > model.vocab_size // 2) == bound
 
 
 def test_a_grammar_is_compiled_once(model: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:

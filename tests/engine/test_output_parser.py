@@ -74,6 +74,13 @@ CASES = [
 ]
 
 
+def test_a_call_that_is_not_allowed_is_text() -> None:
+    """It is not made, and not lost."""
+    assert parse([CALL], allowed_tools=frozenset({"get_weather"})) == [PARIS]
+    assert parse([f"a {CALL} b"], allowed_tools=frozenset({"get_time"})) == [("text", f"a {CALL} b")]
+    assert parse([CALL], allowed_tools=frozenset()) == [("text", CALL)]
+
+
 @pytest.mark.parametrize(("text", "events"), CASES)
 def test_parse(text: str, events: list[tuple[str, str]]) -> None:
     """Each text is split as its markers say; layout white space around markers is dropped."""

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from lib_mlx.generation import Failed, Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from lib_mlx.server.fields import new_id
-from lib_mlx.server.openai.common import chat_usage, error_body
+from lib_mlx.server.openai.common import chat_usage, error_body, logprob_entry
 from lib_mlx.server.sse import DONE, sse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lib_mlx.engine.event_stream import ChoiceEvent
-    from lib_mlx.generation import GenerationEvent, SampledToken, TokenLogprob, Usage
+    from lib_mlx.generation import GenerationEvent, Usage
 
 
 class ChatFold:
@@ -81,7 +81,7 @@ class _Choice:
         match event:
             case TextDelta(text, tokens):
                 self._text.append(text)
-                logprobs = [_logprob(token) for token in tokens]
+                logprobs = [logprob_entry(token) for token in tokens]
                 self._logprobs += logprobs
                 return self.delta({"content": text}, logprobs=logprobs)
             case ReasoningDelta(text):
@@ -132,16 +132,6 @@ class _Choice:
 
 def _logprobs(content: list[dict[str, Any]] | None) -> dict[str, Any] | None:
     return {"content": content, "refusal": None} if content else None
-
-
-def _logprob(token: SampledToken) -> dict[str, Any]:
-    return {**_entry(token.chosen), "top_logprobs": [_entry(other) for other in token.top]}
-
-
-def _entry(token: TokenLogprob) -> dict[str, Any]:
-    text = token.bytes.decode("utf-8", "replace")
-    # OpenAI's own stand-in for what has no probability: JSON knows no infinity.
-    return {"token": text, "logprob": max(token.logprob, -9999.0), "bytes": list(token.bytes)}
 
 
 def encode(chunks: Iterable[dict[str, Any]]) -> bytes:

@@ -16,10 +16,13 @@ from lib_mlx.server.fields import Bias, FunctionName, constraint, refuse, refuse
 from lib_mlx.server.http import WireModel
 from lib_mlx.server.openai.common import (
     CommonFields,
+    Effort,
     StopSequences,
+    allowed_tools,
     choose_tools,
     refuse_common,
     sampling,
+    template_variables,
     thinking,
 )
 
@@ -122,7 +125,7 @@ class ChatRequest(CommonFields):
     logit_bias: dict[Annotated[str, Field(pattern=r"^\d{1,9}$")], Bias] | None = None
     tools: list[ToolDefinition] | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -162,12 +165,13 @@ def to_generation(body: ChatRequest) -> GenerationRequest:
         messages=tuple(_message(message, f"messages.{index}") for index, message in enumerate(body.messages)),
         tools=tools,
         tool_choice=tool_choice,
+        allowed_tools=allowed_tools(body.tool_choice),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         sampling=sampling(body, body.logit_bias),
         stop=tuple(body.stop or ()),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         thinking=thinking(body.reasoning_effort, body.thinking),
-        template_kwargs=body.chat_template_kwargs or {},
+        template_kwargs=template_variables(body.reasoning_effort, body.chat_template_kwargs),
         cache_salt=body.cache_salt or "",
         logprobs=body.top_logprobs or 0 if body.logprobs else None,
         constraint=constraint(_form(body.response_format), "response_format"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -15,17 +15,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from lib_mlx.errors import LibMlxError
-    from lib_mlx.generation import Tool, Usage
+    from lib_mlx.generation import SampledToken, TokenLogprob, Tool, Usage
 
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """Return a string as a list of one, all else as it is."""
     return [value] if isinstance(value, str) else value
 
 
-StopSequences = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4), BeforeValidator(_as_list)]
+StopSequences = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4), BeforeValidator(as_list)]
 """A string or up to four of them."""
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
+]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class SamplingFields(WireModel):
@@ -55,8 +60,8 @@ class CommonFields(SamplingFields):
     thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     # Fields that identify the caller or hint at caching: they change nothing here, as OpenAI documents them.
-    safety_identifier: str | None = None
-    metadata: dict[str, str] | None = None
+    safety_identifier: Annotated[str, Field(max_length=128)] | None = None
+    metadata: Metadata | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     # Fields that are refused unless they ask for what happens anyway.
@@ -64,9 +69,10 @@ class CommonFields(SamplingFields):
     service_tier: str | None = None
 
 
-def refuse_common(body: CommonFields) -> None:
-    """Refuse what neither endpoint honours."""
-    refuse_unless("store", body.store, False, why="answers are not stored")
+def refuse_common(body: CommonFields, *, stores: bool = False) -> None:
+    """Refuse what neither endpoint honours; `stores` tells whether this one keeps its answers."""
+    if not stores:
+        refuse_unless("store", body.store, False, why="answers are not stored")
     refuse_unless("service_tier", body.service_tier, "auto", "default", why="there is one tier")
 
 
@@ -107,16 +113,41 @@ def choose_tools(tools: Sequence[Tool], choice: Any) -> tuple[tuple[Tool, ...], 
     if not isinstance(choice, dict):
         raise wrong
     if choice.get("type") == "allowed_tools":
-        allowed = choice.get("allowed_tools", choice)
-        names = {_function_name(tool) for tool in allowed.get("tools", ())}
-        mode = allowed.get("mode")
-        if mode not in {"auto", "required"} or not names <= {tool.name for tool in tools}:
+        mode, names = _allowance(choice)
+        required = mode == "required"
+        if not (required or mode == "auto") or not names <= {tool.name for tool in tools} or (required and not names):
             raise wrong
-        return _offered([tool for tool in tools if tool.name in names], mode)
+        return _offered(tools, str(mode))
     name = _function_name(choice)
     if name not in {tool.name for tool in tools}:
         raise wrong
     return tuple(tools), str(name)
+
+
+def allowed_tools(choice: Any) -> frozenset[str] | None:
+    """Return the names of the only tools that may be called, for a choice that `choose_tools` has accepted."""
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return None
+    return frozenset(name for name in _allowance(choice)[1] if name is not None)
+
+
+def _allowance(choice: Mapping[str, Any]) -> tuple[Any, set[str | None]]:
+    """Return the mode and the names of a choice of allowed tools; None among them is no function."""
+    allowed = choice.get("allowed_tools", choice)
+    listed = allowed.get("tools") if isinstance(allowed, dict) else None
+    names: set[str | None] = {_function_name(tool) for tool in listed} if isinstance(listed, list) else {None}
+    return allowed.get("mode", "auto") if isinstance(allowed, dict) else None, names
+
+
+def echoed_choice(choice: Any) -> Any:
+    """Return a tool choice that `choose_tools` has accepted in the shape the Responses API gives it out in."""
+    if not isinstance(choice, dict):
+        return choice or "auto"
+    names = allowed_tools(choice)
+    if names is None:
+        return {"type": "function", "name": _function_name(choice)}
+    tools = [{"type": "function", "name": name} for name in sorted(names)]
+    return {"type": "allowed_tools", "mode": _allowance(choice)[0], "tools": tools}
 
 
 def _offered(tools: Sequence[Tool], choice: str) -> tuple[tuple[Tool, ...], str]:
@@ -152,3 +183,19 @@ def thinking(effort: str | None, switch: bool | None) -> bool | None:
     if switch is not None:
         return switch
     return None if effort is None else effort != "none"
+
+
+def template_variables(effort: str | None, variables: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what the chat template is given: some templates know how much to reason. The client's own go first."""
+    return {**({} if effort is None else {"reasoning_effort": effort}), **(variables or {})}
+
+
+def logprob_entry(token: SampledToken) -> dict[str, Any]:
+    """Return a token of the answer with its log-probability and those of the likeliest ones at its place."""
+    return {**_entry(token.chosen), "top_logprobs": [_entry(other) for other in token.top]}
+
+
+def _entry(token: TokenLogprob) -> dict[str, Any]:
+    text = token.bytes.decode("utf-8", "replace")
+    # OpenAI's own stand-in for what has no probability: JSON knows no infinity.
+    return {"token": text, "logprob": max(token.logprob, -9999.0), "bytes": list(token.bytes)}

@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
-from lib_mlx.generation import Failed
 from lib_mlx.server.http import JsonResponse, collect, read_json
-from lib_mlx.server.openai import (
-    chat,
-    chat_request,
-    completions,
-    completions_request,
-    models,
-    responses,
-    responses_request,
-)
+from lib_mlx.server.openai import chat, chat_request, completions, completions_request, models, response_endpoints
 from lib_mlx.server.openai.chat import encode
 from lib_mlx.server.openai.embeddings import create_embeddings
 from lib_mlx.server.openapi import EVENTS, described
@@ -63,25 +54,6 @@ async def create_completion(request: Request) -> Response:
     return JsonResponse(fold.body())
 
 
-async def create_response(request: Request) -> Response:
-    """`POST /v1/responses`."""
-    body = await read_json(request, responses_request.ResponsesRequest)
-    session = await state_of(request).start(
-        request, body.model, responses_request.to_generation(body), profile=body.profile
-    )
-    sampling = session.sampling
-    fold = responses.ResponsesFold(body, session.model, temperature=sampling.temperature, top_p=sampling.top_p)
-    if body.stream:
-        with session.closed_on_error():
-            head = responses.encode(fold.opening())
-        return EventStreamResponse(session, head, lambda events: responses.render(fold, [event for _, event in events]))
-    for _, event in await collect(request, session):
-        if isinstance(event, Failed):  # before the answer has begun, an error has a status of its own
-            raise event.error
-        fold.add(event)
-    return JsonResponse(fold.response)
-
-
 def routes() -> list[Route]:
     """Return the routes, at `/v1` and, for clients given the server's bare `base_url`, without it."""
     return [
@@ -91,7 +63,7 @@ def routes() -> list[Route]:
             Route(f"{prefix}/chat/completions", chat_completions, methods=["POST"]),
             Route(f"{prefix}/completions", create_completion, methods=["POST"]),
             Route(f"{prefix}/embeddings", create_embeddings, methods=["POST"]),
-            Route(f"{prefix}/responses", create_response, methods=["POST"]),
+            *response_endpoints.routes(prefix),
             *models.routes(prefix),
         )
     ]

@@ -292,7 +292,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"top_logprobs": 2}, "invalid_argument", "top_logprobs"),
     ({"response_format": {"type": "xml"}}, "unsupported_feature", "response_format"),
     ({"response_format": {"type": "json_schema"}}, "invalid_argument", "response_format"),
-    ({"response_format": {"type": "json_object"}, "tools": TOOLS}, "unsupported_feature", "response_format"),
     ({"tool_choice": "required"}, "invalid_argument", "tool_choice"),
     (
         {"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": TOOLS},
@@ -387,3 +386,38 @@ def test_an_unsupported_schema_is_named(http: httpx2.Client) -> None:
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (400, "unsupported_feature", "response_format")
     assert "uniqueItems" in error["message"]
+
+
+def test_tools_and_a_form_together(client: openai.OpenAI) -> None:
+    """The model answers in the form or calls a tool, streamed or not; a forced call leaves the form aside."""
+    tool: Any = {"type": "function", "function": {"name": "find", "parameters": CITY, "strict": True}}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "city", "schema": CITY, "strict": True}}
+    request: dict[str, Any] = {"model": "crafted", "response_format": form, "tools": [tool], "temperature": 0}
+    request |= {"parallel_tool_calls": False, "max_tokens": 200}
+    create = client.chat.completions.create
+    # What this model would say is masked; in its place it likes calls best, but after the reasoning of "think".
+    said = create(**request, messages=user("think")).choices[0]
+    assert list(json.loads(said.message.content or "")) == ["city"]
+    assert joined(list(create(**request, messages=user("think"), stream=True)))["content"] == said.message.content
+    for fields in ({"messages": user("tool")}, {"messages": user("think"), "tool_choice": "required"}):
+        called = create(**request, **fields).choices[0]
+        (call,) = called.message.tool_calls or []
+        assert call.type == "function"
+        assert list(json.loads(call.function.arguments)) == ["city"]
+        streamed = joined(list(create(**request, **fields, stream=True)))
+        assert streamed["calls"] == [("find", call.function.arguments)]
+
+
+def test_allowed_tools(client: openai.OpenAI) -> None:
+    """A call of a tool that is not allowed is text."""
+    function = TOOLS[0]["function"]
+    tools: Any = [{"type": "function", "function": {**function, "name": n}} for n in ("get_weather", "get_time")]
+    allowed = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "get_time"}}]}
+    choice: Any = {"type": "allowed_tools", "allowed_tools": allowed}
+    answer = client.chat.completions.create(
+        model="crafted", messages=user("tools"), temperature=0, tools=tools, tool_choice=choice
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "get_time"
+    assert "get_weather" in (answer.choices[0].message.content or "")

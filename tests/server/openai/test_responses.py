@@ -7,16 +7,29 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import openai
+import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lib_mlx.errors import ShuttingDown
-from lib_mlx.generation import Failed, Finished, ReasoningDelta, TextDelta, Timings, ToolCallDelta, Usage
+from lib_mlx.errors import Cancelled, ShuttingDown
+from lib_mlx.generation import (
+    Failed,
+    Finished,
+    ReasoningDelta,
+    SampledToken,
+    TextDelta,
+    Timings,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
+from lib_mlx.server.openai.response_object import new_response
 from lib_mlx.server.openai.responses import ResponsesFold
 from lib_mlx.server.openai.responses_request import ResponsesRequest
 from tests.checkpoints import SCRIPTS
-from tests.server.specs import check, event_schemas
+from tests.server.openai.streams import check_stream, stream_of, without_ids
+from tests.server.specs import check
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,53 +44,16 @@ TOOLS: list[Any] = [
 ]
 ALL_SCRIPTS = [name for name in SCRIPTS if name != "loop"]
 USAGE = Usage(prompt=3, cached=1, completion=5, reasoning=2)
-# The published schema of a reasoning item's text events names them `response.reasoning.*`; OpenAI's clients and
-# document call them `response.reasoning_text.*`, which is what we send.
-EVENT_SCHEMAS = event_schemas("openai") | {
-    kind: name for kind, name in event_schemas("openresponses").items() if not kind.startswith("response.reasoning.")
-}
 
 
 def fold_of(events: Iterable[GenerationEvent], **fields: Any) -> tuple[ResponsesFold, list[dict[str, Any]]]:
     """Fold `events`; return the fold and its stream events."""
-    fold = ResponsesFold(ResponsesRequest(input="x", **fields), "m", temperature=1.0, top_p=1.0)
+    body = ResponsesRequest(input="x", **fields)
+    fold = ResponsesFold(new_response(body, "m", temperature=1.0, top_p=1.0))
     return fold, fold.opening() + [made for event in events for made in fold.add(event)]
 
 
-def check_stream(events: list[dict[str, Any]]) -> None:
-    """Demand what the state machine promises: numbering, nesting, and text that adds up."""
-    assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
-    final = events[-1]["response"]
-    check("openresponses", "ResponseResource", final)
-    open_item: dict[str, Any] | None = None
-    deltas = ""
-    done: list[dict[str, Any]] = []
-    for event in events:
-        name = EVENT_SCHEMAS[event["type"]]
-        spec = "openresponses" if name.endswith("StreamingEvent") else "openai"
-        check(spec, name, event)
-        kind = event["type"]
-        if kind == "response.output_item.added":
-            assert open_item is None, "an item opens while another is open"
-            open_item, deltas = event["item"], ""
-            assert event["output_index"] == len(done)
-        elif kind == "response.output_item.done":
-            assert open_item is not None
-            assert event["item"]["id"] == open_item["id"]
-            done.append(event["item"])
-            open_item = None
-        elif kind.endswith(".delta"):
-            assert open_item is not None
-            assert (event["item_id"], event["output_index"]) == (open_item["id"], len(done))
-            deltas += event["delta"]
-        elif kind.endswith((".text.done", "_text.done", "arguments.done")):
-            assert event.get("text", event.get("arguments")) == deltas
-    assert open_item is None, "an item is never closed"
-    assert final["output"] == done
-
-
-REASONED = [ReasoningDelta("h"), ReasoningDelta("m"), TextDelta("a"), TextDelta("b")]
+REASONED: list[GenerationEvent] = [ReasoningDelta("h"), ReasoningDelta("m"), TextDelta("a"), TextDelta("b")]
 CALL = ToolCallDelta(0, "call_1", "f", '{"x": 1}')
 
 
@@ -88,9 +64,11 @@ def test_the_order_of_events() -> None:
         "created",
         "in_progress",
         "output_item.added",
+        "content_part.added",
         "reasoning_text.delta",
         "reasoning_text.delta",
         "reasoning_text.done",
+        "content_part.done",
         "output_item.done",
         "output_item.added",
         "content_part.added",
@@ -154,34 +132,72 @@ def test_the_request_is_echoed() -> None:
     assert response["tools"][0]["name"] == "get_weather"
 
 
+def test_what_is_echoed_in_another_shape() -> None:
+    """Tool choices in Chat Completions' shape, forms and options of reasoning are echoed in this API's."""
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}}
+    reasoning = {"effort": "low", "context": "auto"}
+    form = {"type": "json_schema", "name": "n", "schema": {}}
+    first, _ = fold_of([], tools=TOOLS, tool_choice=named, reasoning=reasoning, text={"format": form})
+    second, _ = fold_of([], tools=TOOLS, tool_choice=allowed, text={"verbosity": "medium"}, user="u")
+    assert first.response["tool_choice"] == {"type": "function", "name": "get_weather"}
+    assert first.response["reasoning"] == {"effort": "low", "summary": None, "context": "current_turn"}
+    assert first.response["text"] == {"format": {**form, "description": None, "strict": True}}
+    assert second.response["tool_choice"] == {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "get_weather"}],
+    }
+    assert second.response["text"] == {"format": {"type": "text"}, "verbosity": "medium"}
+    assert openai.types.responses.Response.model_validate(second.response).user == "u"
+
+
+def test_a_response_in_the_background_is_queued_first() -> None:
+    """It leaves the queue with its first output, and is cancelled rather than failed."""
+    failed = Failed(Cancelled("The response was cancelled."), USAGE)
+    fold, events = fold_of([TextDelta("a"), failed], background=True)
+    check_stream(events)
+    kinds = [event["type"].removeprefix("response.") for event in events]
+    assert kinds[:3] == ["created", "queued", "in_progress"]
+    assert [event["response"]["status"] for event in events[:3]] == ["queued", "queued", "in_progress"]
+    assert (kinds[-1], fold.response["status"], fold.response["error"]) == ("incomplete", "cancelled", None)
+    assert fold.response["output"][0]["status"] == "incomplete"
+    nothing, events = fold_of([failed], background=True)
+    check_stream(events)
+    assert (len(events), nothing.response["status"]) == (3, "cancelled")
+
+
+def test_log_probabilities_stand_in_deltas_and_in_the_whole() -> None:
+    """Each delta has those of its own tokens, the end of the part and the item those of all, and not the next's."""
+    tokens = [SampledToken(TokenLogprob(n, b"\xc3\xa9"[:n], -float("inf") if n == 1 else -0.5)) for n in (1, 2)]
+    answer: list[GenerationEvent] = [TextDelta("é", tuple(tokens)), TextDelta("b"), CALL, TextDelta("c", (tokens[1],))]
+    fold, events = fold_of([*answer, Finished("stop", USAGE, Timings())])
+    check_stream(events)
+    entries = [
+        {"token": "\ufffd", "logprob": -9999.0, "bytes": [0xC3], "top_logprobs": []},
+        {"token": "é", "logprob": -0.5, "bytes": [0xC3, 0xA9], "top_logprobs": []},
+    ]
+    told = [event["logprobs"] for event in events if event["type"].startswith("response.output_text.")]
+    assert told == [entries, [], entries, [entries[1]], [entries[1]]]
+    parts = [item["content"][0]["logprobs"] for item in fold.response["output"] if item["type"] == "message"]
+    assert parts == [entries, [entries[1]]]
+    openai.types.responses.Response.model_validate(fold.response)
+
+
+def test_sealed_reasoning_is_given_when_it_is_whole() -> None:
+    """`encrypted_content` stands in the finished item, not in the one just begun."""
+    body = ResponsesRequest(input="x", include=["reasoning.encrypted_content"])
+    fold = ResponsesFold(new_response(body, "m", temperature=1.0, top_p=1.0), lambda text: f"sealed {text}")
+    events = fold.opening()
+    for event in (*REASONED, Finished("stop", USAGE, Timings())):
+        events += fold.add(event)
+    check_stream(events)
+    assert fold.response["output"][0]["encrypted_content"] == "sealed hm"
+    added = next(event["item"] for event in events if event["type"] == "response.output_item.added")
+    assert "encrypted_content" not in added
+
+
 # Through the server
-
-
-def without_ids(response: dict[str, Any]) -> dict[str, Any]:
-    """Drop what differs between two equal requests: ids, times, and what the second finds cached."""
-    varying = {"id", "call_id", "created_at", "completed_at", "cached_tokens"}
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items() if k not in varying}
-        return [clean(item) for item in value] if isinstance(value, list) else value
-
-    cleaned: dict[str, Any] = clean(response)
-    return cleaned
-
-
-def stream_of(http: httpx2.Client, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Stream a response over plain HTTP; check the framing and return the events."""
-    answer = http.post("/v1/responses", json={**body, "stream": True})
-    assert answer.headers["content-type"].startswith("text/event-stream")
-    *frames, done, rest = answer.text.split("\n\n")
-    assert (done, rest) == ("data: [DONE]", "")
-    events = []
-    for frame in frames:
-        name, data = frame.split("\n")
-        events.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {events[-1]['type']}"
-    return events
 
 
 @pytest.mark.parametrize("script", ALL_SCRIPTS)
@@ -251,20 +267,81 @@ def test_max_output_tokens(client: openai.OpenAI) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
-    ({"store": True}, "unsupported_feature", "store"),
-    ({"background": True}, "unsupported_feature", "background"),
-    ({"previous_response_id": "resp_1"}, "unsupported_feature", "previous_response_id"),
-    ({"truncation": "auto"}, "unsupported_feature", "truncation"),
-    ({"include": ["message.output_text.logprobs"]}, "unsupported_feature", "include"),
+    ({"background": True, "store": False}, "invalid_argument", "background"),
+    ({"previous_response_id": "resp_1"}, "previous_response_not_found", "previous_response_id"),
+    ({"truncation": "middle"}, "invalid_argument", "truncation"),
+    ({"include": ["file_search_call.results"]}, "unsupported_feature", "include"),
+    ({"include": ["message.input_image.image_url"]}, "unsupported_feature", "include"),
+    ({"include": "message.output_text.logprobs"}, "invalid_argument", "include"),
+    ({"top_logprobs": 21}, "invalid_argument", "top_logprobs"),
+    ({"top_logprobs": -1}, "invalid_argument", "top_logprobs"),
+    ({"stream_options": {"include_obfuscation": False}}, "invalid_argument", "stream_options"),
+    (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "unsupported_feature",
+        "stream_options.include_obfuscation",
+    ),
+    ({"max_tool_calls": 1}, "unsupported_feature", "max_tool_calls"),
+    ({"conversation": "conv_1"}, "unsupported_feature", "conversation"),
+    ({"prompt": {"id": "pmpt_1"}}, "unsupported_feature", "prompt"),
+    ({"context_management": [{"type": "compaction"}]}, "unsupported_feature", "context_management"),
+    ({"moderation": {"model": "m"}}, "unsupported_feature", "moderation"),
+    ({"prompt_cache_options": {"mode": "explicit"}}, "unsupported_feature", "prompt_cache_options"),
+    ({"service_tier": "priority"}, "unsupported_feature", "service_tier"),
+    ({"metadata": {str(n): "" for n in range(17)}}, "invalid_argument", "metadata"),
+    ({"metadata": {"k" * 65: ""}}, "invalid_argument", f"metadata.{'k' * 65}"),
+    ({"metadata": {"k": "v" * 513}}, "invalid_argument", "metadata.k"),
+    ({"metadata": {"k": 1}}, "invalid_argument", "metadata.k"),
+    ({"safety_identifier": "s" * 129}, "invalid_argument", "safety_identifier"),
+    ({"reasoning": {"summary": "detailed"}}, "unsupported_feature", "reasoning.summary"),
+    ({"reasoning": {"generate_summary": "auto"}}, "unsupported_feature", "reasoning.generate_summary"),
+    ({"reasoning": {"context": "all_turns"}}, "unsupported_feature", "reasoning.context"),
+    ({"reasoning": {"mode": "pro"}}, "unsupported_feature", "reasoning.mode"),
+    ({"reasoning": {"effort": "huge"}}, "invalid_argument", "reasoning.effort"),
+    ({"text": {"verbosity": "low"}}, "unsupported_feature", "text.verbosity"),
+    ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "invalid_argument", "text.format.name"),
+    ({"text": {"format": {"type": "text", "colour": 1}}}, "invalid_argument", "text.format.colour"),
     ({"text": {"format": {"type": "xml"}}}, "unsupported_feature", "text.format"),
     ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "invalid_argument", "text.format"),
     ({"tools": [{"type": "web_search"}]}, "unsupported_feature", "tools.0.type"),
     ({"tools": [{"type": "function"}]}, "invalid_argument", "tools.0.name"),
+    ({"tools": [{**TOOLS[0], "defer_loading": True}]}, "unsupported_feature", "tools.0.defer_loading"),
+    ({"tools": [{**TOOLS[0], "allowed_callers": ["programmatic"]}]}, "unsupported_feature", "tools.0.allowed_callers"),
+    ({"tools": TOOLS, "tool_choice": {"type": "mcp", "server_label": "x"}}, "invalid_argument", "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "other"}}, "invalid_argument", "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools"}}, "invalid_argument", "tool_choice"),
+    ({"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "allowed_tools": 5}}, "invalid_argument", "tool_choice"),
+    (
+        {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "mode": [], "tools": []}},
+        "invalid_argument",
+        "tool_choice",
+    ),
+    (
+        {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": []}},
+        "invalid_argument",
+        "tool_choice",
+    ),
+    (
+        {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "tools": [{"type": "function", "name": "other"}]}},
+        "invalid_argument",
+        "tool_choice",
+    ),
     ({"tool_choice": "required"}, "invalid_argument", "tool_choice"),
     ({"tool_choice": 5, "tools": TOOLS}, "invalid_argument", "tool_choice"),
     ({"input": []}, "invalid_argument", "input"),
-    ({"input": [{"type": "item_reference", "id": "x"}]}, "unsupported_feature", "input.0.type"),
+    ({"input": None}, "invalid_argument", "input"),
+    ({"input": [{"type": "item_reference", "id": "x"}]}, "invalid_argument", "input.0.id"),
+    ({"input": [{"id": "x"}]}, "invalid_argument", "input.0.id"),
+    ({"input": [{"type": "item_reference"}]}, "invalid_argument", "input.0.id"),
+    ({"input": [{"type": "web_search_call", "id": "x"}]}, "unsupported_feature", "input.0.type"),
     ({"input": [{"content": "x"}]}, "invalid_argument", "input.0.role"),
+    ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "invalid_argument", "input.0.content.0.text"),
+    (
+        {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "gAAA"}]},
+        "invalid_argument",
+        "input.0.encrypted_content",
+    ),
+    ({"input": "hello " * 5000}, "context_length_exceeded", "input"),
     ({"input": [{"type": "function_call", "name": "f"}]}, "invalid_argument", "input.0"),
     (
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
@@ -309,3 +386,159 @@ def test_text_format_and_forced_calls(http: httpx2.Client) -> None:
     assert formed["text"]["format"] == {**form, "description": None}
     assert list(json.loads(called["output"][0]["arguments"])) == ["n"]
     assert (called["tool_choice"], called["tools"][0]["strict"]) == (choice, True)
+
+
+def logprobs_of(response: openai.types.responses.Response) -> list[Any]:
+    """The log-probabilities of an answer of one message."""
+    (item,) = response.output
+    assert item.type == "message"
+    (part,) = item.content
+    assert part.type == "output_text"
+    return part.logprobs or []
+
+
+def test_log_probabilities(client: openai.OpenAI, http: httpx2.Client) -> None:
+    """They are in the response and in the stream if they are asked for, as many as wanted, and nowhere else."""
+    include: list[Any] = ["message.output_text.logprobs"]
+    whole = client.responses.create(model="crafted", input="hello", temperature=0, include=include, top_logprobs=2)
+    told = logprobs_of(whole)
+    assert b"".join(bytes(token.bytes) for token in told).decode() == SCRIPTS["hello"].text()
+    assert all(len(token.top_logprobs) == 2 and token.top_logprobs[0].bytes == token.bytes for token in told)
+    assert whole.top_logprobs == 2
+    body = {"input": "hello", "temperature": 0, "include": include, "top_logprobs": 2}
+    events = stream_of(http, body)
+    check_stream(events)
+    assert without_ids(events[-1]["response"]) == without_ids(whole.to_dict())
+    alone = client.responses.create(model="crafted", input="hello", include=include)
+    assert logprobs_of(alone)[0].top_logprobs == []
+    assert logprobs_of(client.responses.create(model="crafted", input="hello", top_logprobs=1))
+    assert logprobs_of(client.responses.create(model="crafted", input="hello")) == []
+
+
+def test_sealed_reasoning_comes_back(client: openai.OpenAI, http: httpx2.Client) -> None:
+    """Without a store, reasoning goes to the client and back: as its content, or sealed alone."""
+    include: list[Any] = ["reasoning.encrypted_content"]
+    first = client.responses.create(model="crafted", input="think_tool", tools=TOOLS, store=False, include=include)
+    items: list[Any] = [item.to_dict() for item in first.output]
+    assert items[0]["encrypted_content"]
+    question = {"role": "user", "content": "think_tool"}
+    result = {"type": "function_call_output", "call_id": items[-1]["call_id"], "output": "sunny"}
+    sealed = [{"type": "reasoning", "summary": [], "encrypted_content": items[0]["encrypted_content"]}, *items[1:]]
+    counts = []
+    for sent in (items, sealed, items[1:]):
+        answer = http.post("/v1/responses", json={"input": [question, *sent, result], "tools": TOOLS, "store": False})
+        assert answer.json()["output"][0]["content"][0]["text"] == SCRIPTS["after"].text()
+        counts.append(answer.json()["usage"]["input_tokens"])
+    # The crafted template shows no reasoning; that it is read is told in test_response_items.
+    assert len(set(counts)) == 1
+
+
+FORM = {
+    "type": "json_schema",
+    "name": "n",
+    "schema": {
+        "type": "object",
+        "properties": {"n": {"type": "boolean"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    },
+    "strict": True,
+}
+STRICT = {"type": "function", "name": "get_weather", "parameters": FORM["schema"], "strict": True}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tools_and_a_form_together(http: httpx2.Client, stream: bool) -> None:
+    """The model calls a tool or answers in the form; a forced call leaves the form aside."""
+    # What this model would say is masked; in its place it likes calls best, but after the reasoning of "think".
+    body = {"tools": [STRICT], "text": {"format": FORM}, "temperature": 0, "parallel_tool_calls": False}
+
+    def output(fields: dict[str, Any]) -> list[dict[str, Any]]:
+        whole = {**body, **fields}
+        if not stream:
+            made: list[dict[str, Any]] = http.post("/v1/responses", json=whole).json()["output"]
+            return made
+        last: list[dict[str, Any]] = stream_of(http, whole)[-1]["response"]["output"]
+        return last
+
+    thought, said = output({"input": "think"})
+    assert thought["content"][0]["text"] == "Let me think."
+    assert list(json.loads(said["content"][0]["text"])) == ["n"]
+    for fields in ({"input": "tool"}, {"input": "hello"}, {"input": "think", "tool_choice": "required"}):
+        *_, called = output(fields)
+        assert (called["type"], called["name"]) == ("function_call", "get_weather")
+        assert list(json.loads(called["arguments"])) == ["n"]
+    thought, said = output({"input": "think", "tool_choice": "none"})
+    assert list(json.loads(said["content"][0]["text"])) == ["n"]
+
+
+def test_parsing_with_tools(client: openai.OpenAI) -> None:
+    """OpenAI's `parse` sends tools and a form together and reads either, and so does its stream."""
+
+    class Answer(pydantic.BaseModel):
+        n: bool
+
+    tools: list[Any] = [openai.pydantic_function_tool(Answer, name="get_weather")]
+    said = client.responses.parse(model="crafted", input="think", text_format=Answer, tools=tools, temperature=0)
+    assert isinstance(said.output_parsed, Answer)
+    called = client.responses.parse(
+        model="crafted", input="tool", text_format=Answer, tools=tools, temperature=0, parallel_tool_calls=False
+    )
+    assert called.output[0].type == "function_call"
+    assert isinstance(called.output[0].parsed_arguments, Answer)
+    with client.responses.stream(
+        model="crafted", input="think", text_format=Answer, tools=tools, temperature=0
+    ) as stream:
+        assert stream.get_final_response().output_parsed == said.output_parsed
+
+
+def test_allowed_tools(http: httpx2.Client) -> None:
+    """All tools are shown to the model; a call of one that is not allowed is text."""
+    tools = [{**TOOLS[0], "name": name} for name in ("get_weather", "get_time")]
+
+    def ask(*names: str) -> dict[str, Any]:
+        choice = {"type": "allowed_tools", "tools": [{"type": "function", "name": name} for name in names]}
+        whole: dict[str, Any] = http.post(
+            "/v1/responses", json={"input": "tools", "temperature": 0, "tools": tools, "tool_choice": choice}
+        ).json()
+        check("openresponses", "ResponseResource", whole)
+        return whole
+
+    both, one, none = ask("get_weather", "get_time"), ask("get_weather"), ask()
+    assert [item["type"] for item in both["output"]] == ["function_call", "function_call"]
+    assert [item["type"] for item in one["output"]] == ["function_call", "message"]
+    assert "get_time" in one["output"][1]["content"][0]["text"]
+    assert [item["type"] for item in none["output"]] == ["message"]
+    assert len({whole["usage"]["input_tokens"] for whole in (both, one, none)}) == 1
+
+
+@pytest.mark.parametrize(("effort", "reasons"), [("none", False), ("minimal", True), ("max", True)])
+def test_effort(client: openai.OpenAI, effort: Any, reasons: bool) -> None:
+    """No effort is no reasoning."""
+    whole = client.responses.create(model="crafted", input="think", reasoning={"effort": effort, "summary": "auto"})
+    assert ("reasoning" in [item.type for item in whole.output]) == reasons
+    assert whole.reasoning is not None
+    assert whole.reasoning.effort == effort
+
+
+def test_truncation(http: httpx2.Client) -> None:
+    """What does not fit is an error, unless the oldest turns may go."""
+    turns = [{"role": "user", "content": "hello " * 250}, {"role": "assistant", "content": "Hi."}]
+    body = {
+        "input": [
+            {"role": "system", "content": "Be brief."},
+            *turns,
+            *turns,
+            *turns,
+            {"role": "user", "content": "hello"},
+        ]
+    }
+    refused = http.post("/v1/responses", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+    cut = http.post("/v1/responses", json={**body, "truncation": "auto"}).json()
+    assert (cut["status"], cut["truncation"]) == ("completed", "auto")
+    assert 3000 < cut["usage"]["input_tokens"] < 4096
+    short = http.post("/v1/responses", json={"input": "hello", "truncation": "auto"}).json()
+    assert short["usage"]["input_tokens"] < 40
+    never = http.post("/v1/responses", json={"input": "hello " * 5000, "truncation": "auto"})
+    assert never.json()["error"]["code"] == "context_length_exceeded"
