@@ -5,7 +5,6 @@ Made from the routes there are and the models that read their bodies, so that it
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from starlette.routing import Route
 from lib_mlx.server.http import JsonResponse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pydantic import BaseModel
     from starlette.requests import Request
@@ -94,7 +93,10 @@ def described(**description: Any) -> Callable[[F], F]:
 
 async def openapi(request: Request) -> Response:
     """`GET /openapi.json`."""
-    return JsonResponse(_document(tuple(request.app.routes)))
+    state = request.app.state
+    if not hasattr(state, "openapi"):  # it takes a while, and does not change
+        state.openapi = _document(request.app.routes)
+    return JsonResponse(state.openapi)
 
 
 def routes() -> list[Route]:
@@ -102,8 +104,7 @@ def routes() -> list[Route]:
     return [Route("/openapi.json", openapi, methods=["GET"])]
 
 
-@functools.lru_cache(1)
-def _document(served: tuple[BaseRoute, ...]) -> dict[str, Any]:
+def _document(served: Sequence[BaseRoute]) -> dict[str, Any]:
     known = [route for route in served if isinstance(route, Route)]
     kinds = {body: None for route in known if (body := _description(route).body)}
     names, schemas = models_json_schema([(kind, "validation") for kind in kinds], ref_template=_REF)
