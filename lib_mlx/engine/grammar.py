@@ -7,6 +7,7 @@ on any device and differ from row to row of a batch. Compiling happens off the e
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from copy import copy
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from lib_mlx.generation import Constraint, Tool
     from lib_mlx.models.loader import LoadedTokenizer
 
+_MARKER = re.compile(r"[<\[].+[>\]]", re.DOTALL)
+_NO_TEXT = "\ufdd0"  # Unicode assigns it to no character
 _KEPT = 64  # compiled grammars per model
 # One space after ',' and ':' and no other white space: what models are trained on, and no room to ramble.
 _JSON: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -209,7 +212,7 @@ class GrammarCompiler:
                 backend.no_padding()
                 backend.no_truncation()
                 eos = sorted(wrapper.eos_token_ids)
-                self._trie = LLTokenizer(backend.to_str(), n_vocab=self._vocab_size, eos_token=eos)
+                self._trie = LLTokenizer(_without_markers(backend.to_str()), n_vocab=self._vocab_size, eos_token=eos)
             return self._trie
 
 
@@ -221,6 +224,19 @@ def _json_form(constraint: Constraint) -> dict[str, Any]:
     """Return the schema of a JSON form."""
     form: dict[str, Any] = constraint.value if constraint.kind == "json_schema" else {"type": "object"}
     return form
+
+
+def _without_markers(tokenizer: str) -> str:
+    """Return a tokenizer's JSON in which no text is a control token or a marker.
+
+    Where a grammar leaves one text only, llguidance tokenises it, and would find `<think>` in the string of a schema to
+    be the token that begins reasoning, which it then refuses.
+    """
+    value = json.loads(tokenizer)
+    for token in value.get("added_tokens") or ():
+        if token.get("special") or _MARKER.fullmatch(token["content"]):
+            token.update(content=f"{_NO_TEXT}{token['content']}", special=True)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _body_rule(number: int, tool: Tool, schema: dict[str, Any]) -> str:

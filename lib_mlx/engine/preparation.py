@@ -85,6 +85,7 @@ class RequestPreparer:
         thinking = self._thinks(request)
         prompt, opening = self._prompt(request, thinking=thinking)
         room = self._room_after(prompt)
+        grammar = self._grammar(request, opening, thinking=thinking)
         return PreparedRequest(
             prompt=prompt,
             max_tokens=min(request.max_tokens or room, room),
@@ -92,12 +93,12 @@ class RequestPreparer:
             stop=request.stop,
             tools=[tool_json(tool) for tool in request.tools] or None,
             parallel_tool_calls=request.parallel_tool_calls,
-            output_format=self._format if request.tools else self._format.without_tools(),
+            output_format=self._output_format(request, grammar),
             opening=opening,
             allowed_tools=request.allowed_tools,
             text=self._text,
             hidden=self._hidden,
-            grammar=self._grammar(request, opening, thinking=thinking),
+            grammar=grammar,
             reasoning_limit=self._reasoning_limit(request, thinking=thinking),
             logprobs=request.logprobs,
             cache_salt=request.cache_salt,
@@ -256,6 +257,13 @@ class RequestPreparer:
             )
         gate = self._gate(opening, thinking=thinking)
         return self._grammars.tool_calls(tools, parallel=parallel, forced=forced, gate=gate)
+
+    def _output_format(self, request: GenerationRequest, grammar: Grammar | None) -> OutputFormat:
+        if request.tools:
+            return self._format
+        if grammar is not None and grammar.gate == Gate():  # all is the answer, also what is spelled like a marker
+            return OutputFormat()
+        return self._format.without_tools()
 
     def _reasoning_limit(self, request: GenerationRequest, *, thinking: bool) -> ReasoningLimit | None:
         """Return how the request's budget is kept, if it has one."""

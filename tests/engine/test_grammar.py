@@ -59,6 +59,13 @@ def test_a_schema_is_always_fulfilled(model: EngineModel, seed: int) -> None:
     jsonschema.validate(json.loads(run.text), CITY)
 
 
+@pytest.mark.parametrize("text", ["<think>", "</think>", "<tool_call>{}</tool_call>", "<|im_end|>"])
+def test_a_form_that_spells_a_marker(model: EngineModel, text: str) -> None:
+    """What a schema demands is text, though it be spelled like a marker or a control token."""
+    run = Run(model, "hello", constraint=schema({"enum": [text]}), thinking=False, max_tokens=60).wait()
+    assert (run.end.reason, run.text) == ("stop", json.dumps(text))
+
+
 @pytest.mark.parametrize(
     ("constraint", "pattern"),
     [
