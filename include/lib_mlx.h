@@ -69,6 +69,7 @@ extern "C" {
  *                       the memory of 4-bit weights) or keep quantised ones; "auto", the default and the
  *                       fastest, dequantises only what the library cannot multiply with as it is stored
  *                       (other than 2, 4 and 8 bits), if that takes less than half of the free memory
+ *     trust_remote_code bool (false): run the code that a checkpoint brings; without it such a checkpoint is refused
  *     kv_bits           4 | 8: keep keys and values of the cache in so many bits: less memory, some loss, and
  *                       requests are decoded in turns instead of together
  *     memory_limit_bytes  integer: the most that weights and caches may take; what is free if not given

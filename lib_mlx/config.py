@@ -74,6 +74,8 @@ class EngineConfig(_Config):
     """Where MLX runs on the CPU: make weights float32, 8 times the size of 4-bit ones; or keep quantised weights so.
     "auto" keeps what our own C can multiply with, and dequantises the rest if that takes under half of the free memory:
     the fastest (docs/performance.md)."""
+    trust_remote_code: bool = False
+    """Run the code that a checkpoint brings (`model_file`, `auto_map`); without it such a checkpoint is refused."""
     kv_bits: Literal[4, 8] | None = None
     """Keep keys and values of the cache in so many bits: less memory, some loss, and requests decode in turns."""
     memory_limit_bytes: Annotated[int, Field(ge=1)] | None = None

@@ -131,6 +131,7 @@ class Runtime:
         Raises:
             InvalidHandle, ModelLoading, AddressInUse, ServerStartFailed, InvalidArgument: it cannot be served.
         """
+        self.engine(number)  # a model that is not ready is refused before the imports, which take their time
         from lib_mlx.registry import ModelSpec
         from lib_mlx.registry.sources import new_registry
         from lib_mlx.server.listener import Listener

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ import httpx2
 import pytest
 
 import lib_mlx
-from lib_mlx.errors import InvalidArgument, InvalidHandle, LibMlxError
+from lib_mlx.errors import InvalidArgument, InvalidHandle, LibMlxError, UnsupportedModel
 from lib_mlx.runtime import get_runtime
 from tests.checkpoints import SCRIPTS
 
@@ -120,3 +122,20 @@ def test_the_public_names() -> None:
     assert set(dir(lib_mlx)) == set(lib_mlx.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         lib_mlx.nothing  # noqa: B018 - the access is the test
+
+
+def test_a_checkpoint_that_brings_code(crafted: Path, tmp_path: Path) -> None:
+    """Its code is run only if the host says that it trusts it."""
+    copy = tmp_path / "model"
+    shutil.copytree(crafted, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "model_file": "own.py"}))
+    mark = tmp_path / "ran"
+    code = f"import pathlib\nfrom mlx_lm.models.llama import Model, ModelArgs\npathlib.Path({str(mark)!r}).touch()\n"
+    (copy / "own.py").write_text(code)
+    with pytest.raises(UnsupportedModel, match="trust_remote_code"):
+        lib_mlx.load_model(copy)
+    assert not mark.exists()
+    with lib_mlx.load_model(copy, trust_remote_code=True) as model:
+        assert model.generate("hello").text == SCRIPTS["hello"].text()
+    assert mark.exists()

@@ -90,6 +90,11 @@ class EngineModel:
         return self._preparer.limits_reasoning
 
     @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn. Any thread."""
+        return self._scheduler.waiting
+
+    @property
     def stalled(self) -> bool:
         """Whether the engine has been at one step for a minute or more; all models share it."""
         return get_worker().watchdog.stalled

@@ -38,7 +38,7 @@ def open_model(
     from lib_mlx.models import checkpoint
 
     path, done = _resolve(name, revision, progress, cancelled)
-    inspected = checkpoint.inspect(path)
+    inspected = checkpoint.inspect(path, trust_remote_code=config.trust_remote_code)
     progress(done, "importing")
     # On the engine thread: MLX has the thread that imports it take the GIL as the last thing it does, which aborts
     # a process that is exiting.

@@ -82,6 +82,11 @@ class Scheduler:
             return any(job.error for job in self._everyone())
         return bool(self._jobs or self._waiting)
 
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for their turn. Any thread."""
+        return len(self._waiting)
+
     def add(self, job: Job) -> None:
         """Take `job` in, to be prefilled when its turn comes."""
         self._waiting.append(job)

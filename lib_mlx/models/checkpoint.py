@@ -23,6 +23,8 @@ class Checkpoint:
     config: dict[str, Any]
     generation_config: dict[str, Any]
     weight_bytes: int
+    trusted: bool = False
+    """Whether code that it brings may be run."""
 
     @property
     def model_type(self) -> str:
@@ -41,8 +43,8 @@ class Checkpoint:
         return None
 
 
-def inspect(path: Path) -> Checkpoint:
-    """Read and check the model directory at `path`.
+def inspect(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Read and check the model directory at `path`; with `trust_remote_code` it may bring code of its own.
 
     Raises:
         ModelNotFound: there is no such directory, or no `config.json` in it.
@@ -60,10 +62,10 @@ def inspect(path: Path) -> Checkpoint:
     config = _read_object(path / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise CorruptModel(f"{path / 'config.json'} names no model_type.", hint="The checkpoint is incomplete.")
-    if "model_file" in config:
+    if "model_file" in config and not trust_remote_code:
         raise UnsupportedModel(
             f"The checkpoint at {path} wants to run its own code ({config['model_file']!r}).",
-            hint="lib_mlx does not run code from checkpoints; use a checkpoint of a built-in architecture.",
+            hint="Use a checkpoint of a built-in architecture, or set trust_remote_code if you trust its author.",
         )
     generation = path / "generation_config.json"
     return Checkpoint(
@@ -71,6 +73,7 @@ def inspect(path: Path) -> Checkpoint:
         config=config,
         generation_config=_read_object(generation) if generation.is_file() else {},
         weight_bytes=sum(_weight_bytes(file) for file in _weight_files(path)),
+        trusted=trust_remote_code,
     )
 
 

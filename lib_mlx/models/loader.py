@@ -76,7 +76,7 @@ def load_weights(
     from lib_mlx.models.upstream import load_model
 
     try:
-        network, _ = load_model(checkpoint.path, lazy=True)
+        network, _ = load_model(checkpoint.path, lazy=True, trust_remote_code=checkpoint.trusted)
     except Exception as error:  # mlx-lm raises whatever Python raises for a checkpoint it cannot read
         raise _load_error(checkpoint, error) from error
     try:
@@ -171,7 +171,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
     from lib_mlx.models.tokenizer import read_tokenizer
 
     # Without this answer transformers asks on the host's terminal whether to run a checkpoint's code.
-    extra: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    extra: dict[str, Any] = {"trust_remote_code": checkpoint.trusted, "local_files_only": True}
     try:
         eos, light = _eos_ids(checkpoint), read_tokenizer(checkpoint.path, checkpoint.config)
         if light is not None:
@@ -184,7 +184,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
         if "trust_remote_code" in str(error):
             raise UnsupportedModel(
                 f"The tokenizer of {checkpoint.path} wants to run code of its own.",
-                hint="lib_mlx does not run code from checkpoints; use one with a tokenizer.json.",
+                hint="Use a checkpoint with a tokenizer.json, or set trust_remote_code if you trust its author.",
             ) from error
         raise CorruptModel(
             f"The tokenizer of {checkpoint.path} cannot be loaded: {detail}.", hint="Fetch the model again."

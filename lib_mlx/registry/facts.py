@@ -39,7 +39,7 @@ def read_facts(entry: ModelEntry) -> ModelFacts:
         ModelNotFound, CorruptModel, UnsupportedModel: there is no such model, or none that could be loaded.
     """
     path = store.resolve(entry.spec.path, entry.spec.revision)
-    inspected = checkpoint.inspect(path)
+    inspected = checkpoint.inspect(path, trust_remote_code=entry.spec.config.trust_remote_code)
     quantization = inspected.config.get("quantization") or inspected.config.get("quantization_config") or {}
     bits = quantization.get("bits") if isinstance(quantization, dict) else None
     template = _template(path)

@@ -22,7 +22,9 @@ def estimate_need(spec: ModelSpec) -> int:
     """
     if spec.path.lower().endswith(".gguf"):  # converted at its first load, tensor by tensor as it is
         return Path(spec.path).expanduser().stat().st_size
-    inspected = checkpoint.inspect(store.resolve(spec.path, spec.revision))
+    inspected = checkpoint.inspect(
+        store.resolve(spec.path, spec.revision), trust_remote_code=spec.config.trust_remote_code
+    )
     context = spec.config.context_length or inspected.context_length or _TOKENS
     return inspected.weight_bytes + min(context, _TOKENS) * _bytes_per_token(inspected.config)
 

@@ -64,7 +64,7 @@ async def status(request: Request) -> Response:
                 "available_bytes": memory.available_bytes(),
                 "limit_bytes": state.config.memory_limit_bytes,
             },
-            "queue": {"in_flight": state.sessions.in_flight, "limit": state.sessions.limit},
+            "queue": {"in_flight": state.sessions.in_flight, "waiting": _waiting(state), "limit": state.sessions.limit},
             "cache": {"hit_rate": None if rate is None else round(rate, 4)},
         }
     )
@@ -90,6 +90,7 @@ async def metrics(request: Request) -> Response:
     held = sum(entry.bytes for entry in state.registry.known())
     gauges: dict[str, tuple[str, float]] = {
         "lib_mlx_requests_in_flight": ("Requests running and waiting.", state.sessions.in_flight),
+        "lib_mlx_requests_waiting": ("Requests that wait for their turn.", _waiting(state)),
         "lib_mlx_queue_limit": ("The most requests in flight.", state.sessions.limit),
         "lib_mlx_models_memory_bytes": ("Memory of the loaded models' weights.", held),
         "lib_mlx_prefix_cache_hit_ratio": (
@@ -101,6 +102,10 @@ async def metrics(request: Request) -> Response:
     }
     body = exposition(state.sessions.metrics, gauges)
     return Response(body, media_type="text/plain; version=1.0.0; charset=utf-8")
+
+
+def _waiting(state: ServerState) -> int:
+    return sum(entry.engine.waiting for entry in state.registry.known() if entry.engine is not None)
 
 
 async def cancel_request(request: Request) -> Response:

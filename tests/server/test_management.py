@@ -44,7 +44,7 @@ def test_status(http: httpx2.Client) -> None:
     assert model["memory_bytes"] > 0
     assert status["memory"]["resident_bytes"] > 10_000_000
     assert status["memory"]["available_bytes"] > 0
-    assert status["queue"] == {"in_flight": 0, "limit": 64}
+    assert status["queue"] == {"in_flight": 0, "waiting": 0, "limit": 64}
     assert 0 < status["cache"]["hit_rate"] <= 1
 
 

@@ -53,7 +53,8 @@ def status(client: httpx2.Client, model: str) -> str:
 def test_loaded_at_the_first_use(served: lib_mlx.Server, many: httpx2.Client) -> None:
     """Both models are listed; the further one is loaded when it is asked for, once for all who ask, and stays."""
     assert [model["id"] for model in many.get("/v1/models").json()["data"]] == ["own", "other", "broken"]
-    assert status(many, "other") == "available"
+    shown = many.get("/v1/models/other").json()
+    assert (shown["status"], shown["context_length"]) == ("available", 4096)
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: httpx2.post(served.base_url + CHAT, json=hello("other")), range(6)))
     assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {SCRIPTS["hello"].text()}
@@ -121,6 +122,8 @@ def test_idle_models_go(crafted: Path) -> None:
         assert client.post(CHAT, json=hello("other")).status_code == 200
         eventually(lambda: status(client, "other") == "available")
         assert status(client, "own") == "ready"
+        assert client.post(CHAT, json=hello("other", keep_alive="1h")).status_code == 200
+        assert 3500 < client.get("/v1/models/other").json()["expires_in_s"] <= 3600
 
 
 def test_stopping_while_a_model_loads(crafted: Path) -> None:

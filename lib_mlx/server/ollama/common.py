@@ -6,9 +6,9 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from lib_mlx.config import parse_duration
+from lib_mlx.config import KeepAlive
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.generation import Constraint, SamplingParams
 from lib_mlx.server.fields import Penalty, Probability, RepetitionPenalty, Temperature, refuse, refuse_unless
@@ -17,7 +17,6 @@ from lib_mlx.server.http import WireModel
 if TYPE_CHECKING:
     from lib_mlx.errors import LibMlxError
 
-KeepAlive = Annotated[float, Field(ge=0), BeforeValidator(parse_duration)]
 Think = bool | Literal["low", "medium", "high"]
 _TAG = ":latest"
 

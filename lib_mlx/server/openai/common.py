@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from lib_mlx.config import KeepAlive
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import SamplingParams
 from lib_mlx.server.fields import Penalty, Probability, RepetitionPenalty, Temperature, refuse_unless
@@ -48,6 +49,8 @@ class SamplingFields(WireModel):
     seed: int | None = None
     cache_salt: str | None = None
     profile: str | None = None
+    keep_alive: KeepAlive | None = None
+    """When to unload a further model afterwards; as Ollama has it."""
     # It identifies the caller and changes nothing here, as OpenAI documents it.
     user: str | None = None
 

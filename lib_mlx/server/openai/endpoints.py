@@ -24,7 +24,9 @@ async def chat_completions(request: Request) -> Response:
     """`POST /v1/chat/completions`."""
     body = await read_json(request, chat_request.ChatRequest)
     generation = chat_request.to_generation(body)
-    session = await state_of(request).start(request, body.model, generation, choices=body.n or 1, profile=body.profile)
+    session = await state_of(request).start(
+        request, body.model, generation, choices=body.n or 1, profile=body.profile, keep_alive_s=body.keep_alive
+    )
     fold = chat.ChatFold(session.model, choices=body.n or 1, include_usage=body.include_usage)
     if body.stream:
         with session.closed_on_error():
@@ -41,7 +43,9 @@ async def create_completion(request: Request) -> Response:
     body = await read_json(request, completions_request.CompletionRequest)
     choices = body.n or 1
     wanted = completions_request.to_generation(body)
-    session = await state_of(request).start(request, body.model, wanted, choices=choices, profile=body.profile)
+    session = await state_of(request).start(
+        request, body.model, wanted, choices=choices, profile=body.profile, keep_alive_s=body.keep_alive
+    )
     with session.closed_on_error():
         prompts = completions_request.echoes(body, session, choices)
         fold = completions.CompletionFold(session.model, prompts, include_usage=body.include_usage)

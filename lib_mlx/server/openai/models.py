@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from starlette.routing import Route
 
+from lib_mlx.errors import LibMlxError
 from lib_mlx.server.http import JsonResponse, WireModel, read_json
 from lib_mlx.server.openapi import described
 from lib_mlx.server.state import state_of
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from lib_mlx.registry import ModelEntry
+    from lib_mlx.registry import ModelEntry, Registry
 
 
 class LoadRequest(WireModel):
@@ -27,13 +29,18 @@ class LoadRequest(WireModel):
 
 async def list_models(request: Request) -> Response:
     """`GET /v1/models`: all that can be asked for, loaded or not."""
-    entries = await asyncio.to_thread(state_of(request).registry.entries)  # may look at the disk
-    return JsonResponse({"object": "list", "data": [model_object(entry) for entry in entries]})
+    registry = state_of(request).registry
+
+    def read() -> list[dict[str, Any]]:
+        return [model_object(entry, _context_length(registry, entry)) for entry in registry.entries()]
+
+    return JsonResponse({"object": "list", "data": await asyncio.to_thread(read)})  # may look at the disk
 
 
 async def retrieve_model(request: Request) -> Response:
     """`GET /v1/models/{id}`."""
-    return JsonResponse(model_object(await _find(request)))
+    entry, registry = await _find(request), state_of(request).registry
+    return JsonResponse(model_object(entry, await asyncio.to_thread(_context_length, registry, entry)))
 
 
 @described(body=LoadRequest, optional=True, statuses=(200, 202))
@@ -64,8 +71,16 @@ async def _has_body(request: Request) -> bool:
     return "content-type" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
-def model_object(entry: ModelEntry) -> dict[str, Any]:
-    """Return a model as `/v1/models` shows it: OpenAI's fields and ours."""
+def _context_length(registry: Registry, entry: ModelEntry) -> int | None:
+    """Return how long a conversation may be, from the files of a model that is not loaded."""
+    with contextlib.suppress(LibMlxError, OSError):
+        own, set_to = registry.facts(entry).context_length, entry.spec.config.context_length
+        return min(own, set_to) if own and set_to else own or set_to
+    return None
+
+
+def model_object(entry: ModelEntry, context_length: int | None = None) -> dict[str, Any]:
+    """Return a model as `/v1/models` shows it: OpenAI's fields and ours. A loaded one knows its `context_length`."""
     return {
         "id": entry.id,
         "object": "model",
@@ -74,7 +89,7 @@ def model_object(entry: ModelEntry) -> dict[str, Any]:
         "status": entry.status,
         "progress": entry.progress,
         "stage": entry.stage,
-        "context_length": entry.engine.context_length if entry.engine else entry.spec.config.context_length,
+        "context_length": entry.engine.context_length if entry.engine else context_length,
         "memory_bytes": entry.bytes,
         "requests": entry.busy,
         "pinned": entry.spec.pinned,

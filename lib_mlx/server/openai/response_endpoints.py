@@ -145,7 +145,7 @@ async def _started(
     generation = whole
     if body.truncation == "auto":
         generation = await _fitted(state, body, conversation, lambda items: to_generation(body, items))
-    return await state.start(key, body.model, generation, profile=body.profile)
+    return await state.start(key, body.model, generation, profile=body.profile, keep_alive_s=body.keep_alive)
 
 
 async def _fitted(
