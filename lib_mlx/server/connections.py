@@ -1,4 +1,4 @@
-"""Connections that take too long to say what they want are closed.
+"""Connections that take too long to say what they want are closed, those that speak no HTTP get an error in JSON.
 
 uvicorn bounds the wait between two requests, not the time that the head of one takes. Its protocol class is not
 documented; tests/server/test_connections.py fails loudly when it changes.
@@ -9,7 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import h11
+import orjson
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from lib_mlx.errors import InvalidArgument
+from lib_mlx.server.openai.common import error_body
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,6 +43,16 @@ class BoundedProtocol(H11Protocol):
             self._expect_head()
         else:
             self._stop_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, or a head that is too large, with JSON like all else, and close."""
+        error = InvalidArgument(msg, hint=f"Send HTTP/1.1 with at most {MAX_HEAD_BYTES >> 10} KiB of headers.")
+        body = orjson.dumps(error_body(error))
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+        head = h11.Response(status_code=400, headers=[*headers.items()], reason=b"Bad Request")
+        for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait no more."""

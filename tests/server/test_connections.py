@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import stat
 import time
@@ -38,7 +39,7 @@ def closed_within(raw: socket.socket, seconds: float) -> bool:
 
 def test_uvicorn_is_as_it_was() -> None:
     """What our protocol class overrides is still there."""
-    for name in ("connection_made", "data_received", "connection_lost"):
+    for name in ("connection_made", "data_received", "send_400_response", "connection_lost"):
         assert name in vars(H11Protocol)
 
 
@@ -82,6 +83,16 @@ def test_a_head_that_is_too_large(server: lib_mlx.Server) -> None:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * (connections.MAX_HEAD_BYTES + 100))
         assert closed_within(raw, 5)
     assert httpx2.get(f"{server.base_url}/health").status_code == 200
+
+
+@pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n"])
+def test_what_is_no_http(server: lib_mlx.Server, sent: bytes) -> None:
+    """It is answered with a 400 in JSON, and the connection ends."""
+    with socket.create_connection((server.host, server.port), timeout=5) as raw:
+        raw.sendall(sent)
+        head, _, body = b"".join(iter(lambda: raw.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert b" 400 " in head.partition(b"\r\n")[0]
+    assert json.loads(body)["error"]["code"] == "invalid_argument"
 
 
 def test_a_body_that_never_ends(server: lib_mlx.Server, monkeypatch: pytest.MonkeyPatch) -> None:

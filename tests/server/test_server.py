@@ -341,3 +341,28 @@ def test_a_comment_keeps_an_idle_stream_alive(
             assert next(line for line in answer.iter_lines() if line.startswith(":")) == ": keep-alive"
     finally:
         engine.resume()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {"model": "m", "max_tokens": 4000, "messages": LOOP["messages"], "stream": True}),
+        ("/api/chat", {"model": "m", "messages": LOOP["messages"]}),
+        ("/v1/completions", {"prompt": "<|go:loop|>", "max_tokens": 4000, "stream": True}),
+    ],
+)
+def test_stopping_ends_the_streams_of_every_dialect(crafted: Path, path: str, body: dict[str, Any]) -> None:
+    """The last that comes is the dialect's error, with our code, and the connection ends well."""
+    with lib_mlx.load_model(crafted, model_id="m") as model:
+        server = model.start_server()
+        with (
+            httpx2.Client(base_url=server.base_url, timeout=30) as http,
+            http.stream("POST", path, json=body) as answer,
+        ):
+            lines = answer.iter_lines()
+            next(lines)
+            stopper = threading.Thread(target=server.stop)
+            stopper.start()
+            rest = [line for line in lines if line and line != "data: [DONE]"]
+            stopper.join()
+    assert "shutting_down" in rest[-1]
