@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from lib_mlx.errors import Internal, InvalidArgument, LibMlxError, MethodNotAllowed, NotFound
@@ -45,6 +44,8 @@ def create_app(state: ServerState) -> Starlette:
 def _middleware(config: ServerConfig) -> list[Middleware]:
     stack = [Middleware(RequestIdMiddleware), Middleware(SecurityMiddleware, config=config)]
     if config.allowed_origins:
+        from starlette.middleware.cors import CORSMiddleware
+
         stack.append(
             Middleware(
                 CORSMiddleware,

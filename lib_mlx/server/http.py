@@ -39,7 +39,12 @@ class WireModel(BaseModel):
     """Base of every request body: strict types, and an unknown field is an error that names it."""
 
     model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, protected_namespaces=(), hide_input_in_errors=True
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,
+        defer_build=True,  # at a body's first use: a server of one dialect need not wait for all of them
     )
 
     @pydantic.model_validator(mode="before")

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic.json_schema import models_json_schema
 from starlette.routing import Route
 
 from lib_mlx.server.http import JsonResponse
@@ -105,6 +104,8 @@ def routes() -> list[Route]:
 
 
 def _document(served: Sequence[BaseRoute]) -> dict[str, Any]:
+    from pydantic.json_schema import models_json_schema
+
     known = [route for route in served if isinstance(route, Route)]
     kinds = {body: None for route in known if (body := _description(route).body)}
     names, schemas = models_json_schema([(kind, "validation") for kind in kinds], ref_template=_REF)
