@@ -233,9 +233,16 @@ def _without_markers(tokenizer: str) -> str:
     be the token that begins reasoning, which it then refuses.
     """
     value = json.loads(tokenizer)
+    vocabulary = value["model"].get("vocab") or {}
     for token in value.get("added_tokens") or ():
-        if token.get("special") or _MARKER.fullmatch(token["content"]):
-            token.update(content=f"{_NO_TEXT}{token['content']}", special=True)
+        content = token["content"]
+        if not token.get("special") and not _MARKER.fullmatch(content):
+            continue
+        token.update(content=_NO_TEXT + content, special=True)
+        if isinstance(vocabulary, dict) and content in vocabulary:  # it has its id from there
+            vocabulary[_NO_TEXT + content] = vocabulary.pop(content)
+        elif isinstance(vocabulary, list) and token["id"] < len(vocabulary) and vocabulary[token["id"]][0] == content:
+            vocabulary[token["id"]][0] = _NO_TEXT + content
     return json.dumps(value, ensure_ascii=False)
 
 

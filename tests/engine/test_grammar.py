@@ -310,3 +310,16 @@ def test_a_grammar_is_compiled_once(model: EngineModel, monkeypatch: pytest.Monk
     assert first is again
     assert len({id(first), id(other), id(third)}) == 3
     assert compiler.constraint(Constraint("regex", "a+"), Gate()).matcher is not first
+
+
+@pytest.mark.model
+def test_a_real_model(smollm2: Path) -> None:
+    """A schema binds a model whose control tokens stand in its vocabulary proper, and may spell one."""
+    form = {**CITY, "properties": {**CITY["properties"], "end": {"const": "<|im_end|>"}}, "required": ["city", "end"]}
+    loaded = engine.load(inspect(smollm2))
+    try:
+        run = Run(loaded, "Where is the Eiffel Tower?", constraint=schema(form), max_tokens=80).wait()
+        assert run.end.reason == "stop"
+        jsonschema.validate(json.loads(run.text), form)
+    finally:
+        loaded.unload()
