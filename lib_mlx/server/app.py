@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
@@ -10,9 +9,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from lib_mlx.errors import Internal, InvalidArgument, LibMlxError, MethodNotAllowed, NotFound
+from lib_mlx.errors import InvalidArgument, LibMlxError, MethodNotAllowed, NotFound
 from lib_mlx.server import management, openapi
 from lib_mlx.server.anthropic import endpoints as anthropic
+from lib_mlx.server.defects import DefectMiddleware
 from lib_mlx.server.dialects import error_response
 from lib_mlx.server.ollama import endpoints as ollama
 from lib_mlx.server.openai import endpoints as openai
@@ -26,15 +26,13 @@ if TYPE_CHECKING:
     from lib_mlx.config import ServerConfig
     from lib_mlx.server.state import ServerState
 
-log = logging.getLogger(__name__)
-
 
 def create_app(state: ServerState) -> Starlette:
     """Return the application; it is bound to the event loop it first runs on."""
     app = Starlette(
         routes=[*management.routes(), *anthropic.routes(), *openai.routes(), *ollama.routes(), *openapi.routes()],
         middleware=_middleware(state.config),
-        exception_handlers={LibMlxError: _known_error, HTTPException: _http_error, Exception: _defect},
+        exception_handlers={LibMlxError: _known_error, HTTPException: _http_error},
     )
     app.router.redirect_slashes = False
     app.state.server = state
@@ -42,7 +40,11 @@ def create_app(state: ServerState) -> Starlette:
 
 
 def _middleware(config: ServerConfig) -> list[Middleware]:
-    stack = [Middleware(RequestIdMiddleware), Middleware(SecurityMiddleware, config=config)]
+    stack = [
+        Middleware(RequestIdMiddleware),
+        Middleware(DefectMiddleware),
+        Middleware(SecurityMiddleware, config=config),
+    ]
     if config.allowed_origins:
         from starlette.middleware.cors import CORSMiddleware
 
@@ -91,8 +93,3 @@ def _allowed(request: Request) -> list[str]:
     routes = [route for route in request.app.routes if isinstance(route, Route)]
     at_path = [route for route in routes if route.path_regex.match(request.url.path)]
     return sorted({method for route in at_path for method in route.methods or ()})
-
-
-async def _defect(request: Request, error: Exception) -> Response:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return await _known_error(request, Internal(f"{type(error).__name__}: {error}.", hint="Please report this."))
