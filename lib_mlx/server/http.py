@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import orjson
 import pydantic
 from pydantic import BaseModel, ConfigDict
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from lib_mlx.errors import (
@@ -66,6 +67,7 @@ async def read_json(request: Request, kind: type[M]) -> M:
 
     Raises:
         UnsupportedMediaType: it is declared as neither; a web page cannot send JSON across origins unasked.
+        Cancelled: the client went away before it had sent it.
         PayloadTooLarge, RequestTimeout: it is over the server's limit, or takes longer than `BODY_S` to arrive.
         InvalidJson, InvalidArgument: it is not what `kind` describes; `param` names the field.
     """
@@ -87,6 +89,8 @@ async def _read_object(request: Request) -> dict[str, Any]:
                     f"The content type {media_type!r} is not supported.",
                     hint="Send the header Content-Type: application/json.",
                 )
+    except ClientDisconnect:
+        raise Cancelled("The client went away.") from None
     except TimeoutError:
         raise RequestTimeout(f"The body did not arrive within {BODY_S:.0f} s.", hint="Send it again.") from None
     return attach(parse_object(body), files)

@@ -97,6 +97,18 @@ def test_a_body_that_never_ends(server: lib_mlx.Server, monkeypatch: pytest.Monk
     assert b"request_timeout" in answer
 
 
+def test_a_client_that_leaves_in_mid_body(server: lib_mlx.Server, caplog: pytest.LogCaptureFixture) -> None:
+    """It is nobody's defect: nothing is logged."""
+    for kind in ("application/json", "multipart/form-data; boundary=x"):
+        with socket.create_connection((server.host, server.port)) as raw:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 99\r\n\r\n"
+            raw.sendall(head.encode() + b"--x")
+            time.sleep(0.1)
+    for _ in range(2):  # by then the server has seen that they left
+        assert httpx2.get(f"{server.base_url}/health").json()["in_flight"] == 0
+    assert [record.getMessage() for record in caplog.records if record.name != "httpx2"] == []
+
+
 def test_a_unix_socket(crafted: Path, tmp_path: Path) -> None:
     """The server listens there, for this user alone, and leaves nothing behind."""
     path = tmp_path / "server.sock"
