@@ -23,10 +23,8 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def guarded(crafted: Path) -> Iterator[lib_mlx.Server]:
     """A server with a key, a further name and a page that may call it."""
-    with (
-        lib_mlx.load_model(crafted) as model,
-        model.start_server(api_key="auto", allowed_hosts=["my.box"], allowed_origins=["https://Example.org/"]) as server,
-    ):
+    options: dict[str, Any] = {"allowed_hosts": ["my.box"], "allowed_origins": ["https://Example.org/"]}
+    with lib_mlx.load_model(crafted) as model, model.start_server(api_key="auto", **options) as server:
         yield server
 
 
