@@ -239,6 +239,16 @@ def test_discovered_models(crafted: Path) -> None:
     assert [entry.id for entry in registry.entries()] == ["new"]
 
 
+def test_looking_at_a_gguf_file_does_not_convert_it(tmp_path: Path) -> None:
+    """That would take a listing minutes and gigabytes; its facts are not known before its first load."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"x")
+    registry = Registry()
+    registry.add(ModelSpec("a", str(path)))
+    with pytest.raises(ModelNotFound, match="not been converted yet"):
+        registry.facts(registry.find("a"))
+
+
 def test_changes_are_published(make: Callable[..., Registry]) -> None:
     """A subscriber sees the whole life of a model, with a load's progress."""
     registry = make()
