@@ -25,7 +25,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 def parse_duration(value: Any) -> Any:
-    """Return seconds: of a number, or of a text like "90", "1.5h", "10m30s", "500ms"; negative is for ever.
+    """Return seconds: of a number, or of a text like "90", "1.5h", "10m30s", "500ms"; negative or a century: for ever.
 
     The text is Go's duration, as Ollama's `keep_alive` takes it (https://pkg.go.dev/time#ParseDuration).
     """
@@ -40,10 +40,11 @@ def parse_duration(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if math.isnan(value):
             raise ValueError("not a number of seconds")
-        return math.inf if value < 0 else float(value)
+        return math.inf if value < 0 or value >= _CENTURY_S else float(value)
     return value
 
 
+_CENTURY_S = 100 * 365 * 86400.0  # clocks, locks and calendars count up to some centuries
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)?")
 KeepAlive = Annotated[float, Field(ge=0), BeforeValidator(parse_duration)]

@@ -53,6 +53,7 @@ def resolve(
     name: str,
     revision: str | None = None,
     *,
+    converts: bool = True,
     progress: Callable[[int, int], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> Path:
@@ -63,6 +64,7 @@ def resolve(
             model in the store; a short name of the catalogue; or a Hugging Face repository `owner/name` whose
             files are in the cache.
         revision: branch, tag or commit of a Hugging Face repository.
+        converts: False: a `.gguf` file that has not been converted is not found.
         progress: told bytes done and in total while a `.gguf` file is converted.
         cancelled: asked now and then while a `.gguf` file is converted.
 
@@ -74,7 +76,7 @@ def resolve(
     if path and path.is_dir():
         return path.resolve()
     if path and path.suffix.lower() == ".gguf":
-        return _converted(path, progress, cancelled)
+        return _converted(path, converts, progress, cancelled)
     found = in_store(name) or in_hub_cache(name, revision)
     if found is None and (entry := CATALOG.get(name)):
         found = in_hub_cache(entry.repo, revision)
@@ -169,7 +171,12 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _converted(source: Path, progress: Callable[[int, int], None] | None, cancelled: Callable[[], bool] | None) -> Path:
+def _converted(
+    source: Path,
+    converts: bool,
+    progress: Callable[[int, int], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> Path:
     """Return the store's conversion of `source`, made now if the file is new or has changed."""
     from lib_mlx.models.gguf import convert_gguf
 
@@ -177,7 +184,12 @@ def _converted(source: Path, progress: Callable[[int, int], None] | None, cancel
     identity = f"{source.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).strip("-._") or "model"
     name = f"{stem[:100]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    return in_store(name) or convert_gguf(source, models_dir() / name, progress, cancelled)
+    found = in_store(name)
+    if found is None and not converts:
+        raise ModelNotFound(
+            f"{source.name} has not been converted yet.", hint="It is when it is first loaded.", param="model_path"
+        )
+    return found or convert_gguf(source, models_dir() / name, progress, cancelled)
 
 
 def _not_found(name: str) -> ModelNotFound:

@@ -36,9 +36,10 @@ def read_facts(entry: ModelEntry) -> ModelFacts:
     """Return what is to be said of `entry`. Reads files.
 
     Raises:
-        ModelNotFound, CorruptModel, UnsupportedModel: there is no such model, or none that could be loaded.
+        ModelNotFound, CorruptModel, UnsupportedModel: there is no such model, or none that could be loaded; or a
+            `.gguf` file was not converted yet: looking does not take minutes and gigabytes.
     """
-    path = store.resolve(entry.spec.path, entry.spec.revision)
+    path = store.resolve(entry.spec.path, entry.spec.revision, converts=False)
     inspected = checkpoint.inspect(path, trust_remote_code=entry.spec.config.trust_remote_code)
     quantization = inspected.config.get("quantization") or inspected.config.get("quantization_config") or {}
     bits = quantization.get("bits") if isinstance(quantization, dict) else None

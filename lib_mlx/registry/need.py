@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib_mlx.errors import InsufficientMemory
 from lib_mlx.models import checkpoint, store
 
 if TYPE_CHECKING:
@@ -27,6 +28,17 @@ def estimate_need(spec: ModelSpec) -> int:
     )
     context = spec.config.context_length or inspected.context_length or _TOKENS
     return inspected.weight_bytes + min(context, _TOKENS) * _bytes_per_token(inspected.config)
+
+
+def too_large(spec: ModelSpec, need: int, room: int, limit: int | None) -> InsufficientMemory:
+    """Return the error of a model that needs more bytes than there is room for."""
+    said = "no limit is set" if limit is None else f"the limit is {limit / 1e9:.2f} GB"
+    return InsufficientMemory(
+        f"The model {spec.id!r} needs about {need / 1e9:.2f} GB; {max(0, room) / 1e9:.2f} GB are available, "
+        f"and {said}.",
+        hint="Unload models that are in use or pinned, raise memory_limit_bytes, or use a smaller model.",
+        param="model",
+    )
 
 
 def _bytes_per_token(config: dict[str, Any]) -> int:

@@ -18,9 +18,9 @@ from lib_mlx import memory
 from lib_mlx.engine import heap
 from lib_mlx.engine.loading import open_model
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import InsufficientMemory, InvalidArgument, LibMlxError, ModelBusy, ModelNotFound, ShuttingDown
+from lib_mlx.errors import InvalidArgument, LibMlxError, ModelBusy, ModelNotFound, ShuttingDown
 from lib_mlx.registry.facts import read_facts
-from lib_mlx.registry.need import estimate_need
+from lib_mlx.registry.need import estimate_need, too_large
 from lib_mlx.registry.slot import FOREVER, ModelEntry, ModelSpec, Slot
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CLOSE_S = 5.0
+_PASSING = frozenset({"loading", "unloading"})
 
 
 class Lease:
@@ -90,10 +91,18 @@ class Registry:
             self._slots = {spec.id: slot, **others}
 
     def subscribe(self, listener: Callable[[ModelEntry], None]) -> Callable[[], None]:
-        """Have `listener` called at every change, on whatever thread made it; returns what ends that."""
+        """Have `listener` called at every change, on whatever thread made it; returns what ends that.
+
+        It must be quick, and wait for nobody.
+        """
         with self._changed:
-            self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+            self._listeners = [*self._listeners, listener]
+
+        def end() -> None:
+            with self._changed:
+                self._listeners = [other for other in self._listeners if other is not listener]
+
+        return end
 
     def entries(self) -> list[ModelEntry]:
         """Return all models, in the order they were made known. Looks at the disk if models are discovered."""
@@ -107,11 +116,16 @@ class Registry:
             return [slot.entry() for slot in self._slots.values()]
 
     def find(self, name: str | None) -> ModelEntry:
-        """Return the model that answers to `name`; without a name, the first one.
+        """Return the model that answers to `name`; without a name, the first one. May look at the disk for it.
 
         Raises:
             ModelNotFound: there is none.
         """
+        with self._changed:
+            known = self._match(name)
+            if known is not None:
+                return known.entry()
+        self._look()
         with self._changed:
             return self._find(name).entry()
 
@@ -126,7 +140,8 @@ class Registry:
         Requests for the same model wait for one load. Cancelling the future gives the wait up, not the load.
 
         Raises:
-            ModelNotFound, ShuttingDown: at once. What goes wrong with a load is the future's exception.
+            ModelNotFound, ShuttingDown: at once; `find` makes models known that appeared since. What goes wrong with
+                a load is the future's exception.
         """
         wanted: Future[Lease] = Future()
         with self._changed:
@@ -140,9 +155,14 @@ class Registry:
         self._publish(slot)
         return wanted
 
+    @staticmethod
+    def give_up(wanted: Future[Lease]) -> None:
+        """Release the lease that `wanted` has or will have, for a wait that has ended without it."""
+        wanted.add_done_callback(_release)
+
     def preload(self, name: str) -> None:
-        """Begin to load a model if it is not loaded; raises as `lease` does."""
-        self.lease(name).add_done_callback(_give_back)
+        """Begin to load a model if it is not loaded; raises as `lease` does. May look at the disk for it."""
+        self.give_up(self.lease(self.find(name).id))
 
     def unload(self, name: str) -> None:
         """Unload a model, or cancel its load. Blocks until its memory is free.
@@ -151,34 +171,38 @@ class Registry:
             ModelNotFound, ModelBusy: there is none, or it is answering requests.
             InvalidArgument: it is its host's.
         """
+        known = self.find(name).id
         with self._changed:
-            slot = self._find(name)
+            slot = self._find(known)
             if not slot.owned:
                 raise InvalidArgument(
                     f"The model {slot.spec.id!r} belongs to the program that serves it.",
                     hint="It is unloaded there, with unload_model.",
                     param="model",
                 )
-            if slot.busy:
+            if slot.status == "loading":
+                slot.cancelled.set()
+            self._changed.wait_for(lambda: slot.status not in _PASSING)
+            if slot.busy:  # of a load, too, that ended before it noticed
                 raise ModelBusy(
                     f"The model {slot.spec.id!r} is answering {slot.busy} requests.", hint="Cancel them, or wait."
                 )
-            if slot.status == "loading":
-                slot.cancelled.set()
-                self._changed.wait_for(lambda: slot.status != "loading")
-            if slot.status != "ready" or slot.busy:  # the load ended before it noticed
+            if slot.status != "ready":
                 return
             slot.status = "unloading"
         self._unload(slot)
 
     def close(self) -> None:
-        """Unload what was loaded here and refuse what comes. Blocks, 5 s at most for loads to notice."""
+        """Unload what was loaded here and refuse what comes. Blocks, 5 s at most for loads to notice.
+
+        One that notices later frees what it loaded itself.
+        """
         with self._changed:
             self._closed = True
             for slot in self._slots.values():
                 slot.cancelled.set()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not any(s.status == "loading" for s in self._slots.values()), _CLOSE_S)
+            self._changed.wait_for(lambda: not any(s.status in _PASSING for s in self._slots.values()), _CLOSE_S)
             ready = [slot for slot in self._slots.values() if slot.owned and slot.status == "ready"]
             for slot in ready:
                 slot.status = "unloading"
@@ -189,9 +213,6 @@ class Registry:
 
     def _find(self, name: str | None) -> Slot:
         found = self._match(name)
-        if found is None and name is not None:
-            self._look()
-            found = self._match(name)
         if found is not None:
             return found
         known = ", ".join(repr(model) for model in self._slots)
@@ -232,19 +253,27 @@ class Registry:
                 progress=lambda fraction, stage: self._progressed(slot, fraction, stage),
                 cancelled=slot.cancelled.is_set,
             )
+            self._loaded(slot, engine)
         except Exception as error:
             if not isinstance(error, LibMlxError):
                 log.exception("loading %s failed", spec.id)
             self._failed(slot, error)
-            return
+
+    def _loaded(self, slot: Slot, engine: EngineModel) -> None:
+        """Take in what was loaded; raises ShuttingDown if nobody wants it any more."""
         with self._changed:
-            slot.status, slot.engine = "ready", engine
-            slot.bytes = max(slot.bytes, engine.weight_bytes)  # weights may be kept in a larger type
-            slot.created, slot.used = int(time.time()), time.monotonic()
-            slot.keep_alive_s = self._keep_alive(spec)
-            self._hand_out(slot)
-            self._start_keeper()
-            self._changed.notify_all()
+            wanted = not self._closed
+            if wanted:
+                slot.status, slot.engine = "ready", engine
+                slot.bytes = max(slot.bytes, engine.weight_bytes)  # weights may be kept in a larger type
+                slot.created, slot.used = int(time.time()), time.monotonic()
+                slot.keep_alive_s = self._keep_alive(slot.spec)
+                self._hand_out(slot)
+                self._start_keeper()
+                self._changed.notify_all()
+        if not wanted:
+            engine.unload()
+            raise _stopping()
         self._publish(slot)
 
     def _failed(self, slot: Slot, error: Exception) -> None:
@@ -272,27 +301,27 @@ class Registry:
         with self._room:
             while True:
                 with self._changed:
-                    held = sum(other.bytes for other in self._slots.values() if other is not slot)
-                    free = memory.available_bytes()
-                    room = free if self._limit_bytes is None else min(free, self._limit_bytes - held)
-                    if need <= room:
+                    others = [other for other in self._slots.values() if other is not slot]
+                    room = self._room_beside(others)
+                    if need <= room or slot.cancelled.is_set():  # which the load itself looks for
                         slot.bytes = need
                         return
-                    idle = [other for other in self._slots.values() if other.evictable]
+                    idle = [other for other in others if other.evictable]
                     victim = min(idle, key=lambda other: other.used, default=None)
-                    if victim is None:
-                        raise self._too_large(slot, need, room)
-                    victim.status = "unloading"
-                self._unload(victim)
+                    if victim is not None:
+                        victim.status = "unloading"
+                    elif any(other.status == "unloading" for other in others):
+                        self._changed.wait()
+                    else:
+                        raise too_large(slot.spec, need, room, self._limit_bytes)
+                if victim is not None:
+                    self._unload(victim)
 
-    def _too_large(self, slot: Slot, need: int, room: int) -> InsufficientMemory:
-        limit = "no limit is set" if self._limit_bytes is None else f"the limit is {self._limit_bytes / 1e9:.2f} GB"
-        return InsufficientMemory(
-            f"The model {slot.spec.id!r} needs about {need / 1e9:.2f} GB; {max(0, room) / 1e9:.2f} GB are available, "
-            f"and {limit}.",
-            hint="Unload models that are in use or pinned, raise memory_limit_bytes, or use a smaller model.",
-            param="model",
-        )
+    def _room_beside(self, others: list[Slot]) -> int:
+        """Return how many bytes another model may take; what loads already will take its own of what is free."""
+        coming = sum(other.bytes * (1 - other.progress) for other in others if other.status == "loading")
+        free = memory.available_bytes() - int(coming)
+        return free if self._limit_bytes is None else min(free, self._limit_bytes - sum(one.bytes for one in others))
 
     def _progressed(self, slot: Slot, fraction: float, stage: str) -> None:
         with self._changed:
@@ -351,13 +380,13 @@ class Registry:
             raise _stopping()
 
     def _publish(self, slot: Slot) -> None:
-        with self._changed:
-            entry, listeners = slot.entry(), list(self._listeners)
-        for listener in listeners:
-            listener(entry)
+        with self._changed:  # also while they are told: the last they hear is how it is
+            entry = slot.entry()
+            for listener in self._listeners:
+                listener(entry)
 
 
-def _give_back(wanted: Future[Lease]) -> None:
+def _release(wanted: Future[Lease]) -> None:
     if not wanted.cancelled() and wanted.exception() is None:
         wanted.result().release()
 

@@ -17,7 +17,7 @@ from lib_mlx.server.dialects import error_response
 from lib_mlx.server.ollama import endpoints as ollama
 from lib_mlx.server.openai import endpoints as openai
 from lib_mlx.server.request_id import RequestIdMiddleware
-from lib_mlx.server.security import KeyMiddleware, SecurityMiddleware
+from lib_mlx.server.security import KeyMiddleware, SecurityMiddleware, listed_origins
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -51,7 +51,7 @@ def _middleware(config: ServerConfig) -> list[Middleware]:
         stack.append(
             Middleware(
                 CORSMiddleware,
-                allow_origins=[origin.rstrip("/") for origin in config.allowed_origins],
+                allow_origins=listed_origins(config),
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=["X-Request-Id", "Retry-After"],

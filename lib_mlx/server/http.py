@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 import pydantic
 from pydantic import BaseModel, ConfigDict
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from lib_mlx.errors import (
@@ -24,6 +26,8 @@ from lib_mlx.server.multipart import attach, read_parts
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
     from starlette.requests import Request
 
     from lib_mlx.engine.event_stream import ChoiceEvent
@@ -31,12 +35,29 @@ if TYPE_CHECKING:
 
 BODY_S = 60.0
 MAX_DEPTH = 100
+MAX_CONTAINERS = 100_000
+"""Objects and lists of a body: each takes a hundred times the memory that it takes bytes."""
 
 M = TypeVar("M", bound=BaseModel)
 
 
+def _fail_fast(schema: Any) -> None:
+    """Set the option of that name in every schema of a list or a dictionary."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("list", "dict"):  # a field may be called so, and be no text
+            schema["fail_fast"] = True
+        for part in schema.values():
+            _fail_fast(part)
+    elif isinstance(schema, (list, tuple)):
+        for part in schema:
+            _fail_fast(part)
+
+
 class WireModel(BaseModel):
-    """Base of every request body: strict types, and an unknown field is an error that names it."""
+    """Base of every request body: strict types, and an unknown field is an error that names it.
+
+    Validation stops at the first thing wrong of a list or an object: pydantic would describe every one of millions.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -49,11 +70,30 @@ class WireModel(BaseModel):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, value: Any) -> Any:
-        """Drop unknown fields that are null: OpenAI's clients send whole objects back, with fields they added."""
-        if not isinstance(value, dict):
+    def _with_one_unknown(cls, value: Any) -> Any:
+        """Drop unknown fields that are null: OpenAI's clients send whole objects back, with fields they added.
+
+        Of those that are to be complained of, the first one is kept.
+        """
+        if not isinstance(value, dict) or value.keys() <= (known := _field_names(cls)):
             return value
-        return {key: item for key, item in value.items() if item is not None or key in cls.model_fields}
+        unknown = [key for key, item in value.items() if item is not None and key not in known]
+        if cls.model_config.get("extra") == "forbid":
+            unknown = unknown[:1]
+        kept = known.union(unknown)
+        return {key: item for key, item in value.items() if key in kept}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Have lists and dictionaries fail fast."""
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
+
+
+@cache
+def _field_names(kind: type[WireModel]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in kind.model_fields.items())
 
 
 class JsonResponse(Response):
@@ -94,6 +134,7 @@ async def read_json(request: Request, kind: type[M]) -> M:
 
     Raises:
         UnsupportedMediaType: it is declared as neither; a web page cannot send JSON across origins unasked.
+        Cancelled: the client went away before it had sent it.
         PayloadTooLarge, RequestTimeout: it is over the server's limit, or takes longer than `BODY_S` to arrive.
         InvalidJson, InvalidArgument: it is not what `kind` describes; `param` names the field.
     """
@@ -115,6 +156,8 @@ async def _read_object(request: Request) -> dict[str, Any]:
                     f"The content type {media_type!r} is not supported.",
                     hint="Send the header Content-Type: application/json.",
                 )
+    except ClientDisconnect:
+        raise Cancelled("The client went away.") from None
     except TimeoutError:
         raise RequestTimeout(f"The body did not arrive within {BODY_S:.0f} s.", hint="Send it again.") from None
     return attach(parse_object(body), files)
@@ -132,25 +175,30 @@ async def _bounded(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Return the JSON object of `body`; raises InvalidJson if it is none, or nested too deep."""
+    """Return the JSON object of `body`; raises InvalidJson if it is none, nested too deep or of too many parts."""
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidJson(f"The body is not valid JSON: {error}.", hint="Send a JSON object in UTF-8.") from None
     if not isinstance(value, dict):
         raise InvalidJson("The body must be a JSON object.", hint="Send a JSON object in UTF-8.")
-    if _depth(value) > MAX_DEPTH:
-        raise InvalidJson(f"The body is nested more than {MAX_DEPTH} levels deep.", hint="Flatten it.")
+    _check_size(value)
     return value
 
 
-def _depth(value: Any) -> int:
-    """Return the levels of nesting, without recursion."""
-    depth, level = 0, [value]
-    while level := [item for item in level if isinstance(item, (dict, list))]:
+def _check_size(value: Any) -> None:
+    """Raise InvalidJson for too many levels or parts; without recursion."""
+    depth = containers = 0
+    level = [value]
+    while level:
         depth += 1
-        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
-    return depth
+        containers += len(level)
+        if depth > MAX_DEPTH:
+            raise InvalidJson(f"The body is nested more than {MAX_DEPTH} levels deep.", hint="Flatten it.")
+        if containers > MAX_CONTAINERS:
+            raise InvalidJson(f"The body has more than {MAX_CONTAINERS} objects and lists.", hint="Send less.")
+        inner = (part for item in level for part in (item.values() if isinstance(item, dict) else item))
+        level = [part for part in inner if isinstance(part, (dict, list))]
 
 
 def validate(kind: type[M], value: dict[str, Any]) -> M:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lib_mlx.registry import Registry
 
 log = logging.getLogger(__name__)
+for _name in ("uvicorn.error", "python_multipart"):  # complaints of clients: nothing that a host must read on stderr
+    logging.getLogger(_name).addHandler(logging.NullHandler())
 
 _SO_NOSIGPIPE = 0x1022  # Darwin; Python has no name for it
 _START_TIMEOUT_S = 10.0
@@ -41,6 +43,13 @@ class _Server(uvicorn.Server):
         """Start, then tell."""
         await super().startup(sockets)
         self.accepting.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, and cut the connections of those who have not read their answers by then."""
+        await super().shutdown(sockets)
+        for connection in self.server_state.connections:
+            connection.transport.abort()
+        await asyncio.sleep(0)  # sockets are closed on the next turn of the loop
 
 
 class Listener:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from typing import TYPE_CHECKING, Any
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -33,16 +34,18 @@ async def read_parts(headers: Headers, stream: AsyncGenerator[bytes, None], limi
         limit: the most bytes of a part.
 
     Raises:
-        InvalidJson: the body is no form, or has no part `request`.
+        InvalidJson: the body is no form, is not in UTF-8, or has no part `request`.
         InvalidArgument: two files have the same name.
     """
+    _, options = parse_options_header(headers.get("content-type"))
+    if options.get(b"charset", b"utf-8").lower() != b"utf-8":  # the parser would trust it with any codec of Python's
+        raise InvalidJson("The form is not in UTF-8.", hint="Declare no charset.")
     try:
         form = await MultiPartParser(
             headers, stream, max_files=_MAX_FILES, max_fields=_MAX_FILES, max_part_size=limit
         ).parse()
-    except (MultiPartException, KeyError) as error:
-        message = getattr(error, "message", "it has no boundary")
-        raise InvalidJson(f"The form cannot be read: {message}", hint="Send multipart/form-data.") from None
+    except MultiPartException as error:
+        raise InvalidJson(f"The form cannot be read: {error.message}", hint="Send multipart/form-data.") from None
     try:
         body, files = None, {}
         for name, part in form.multi_items():

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import socket
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _OPEN = frozenset({"/health", "/v1/health", "/livez", "/api/health"})
 """Paths that need no key: whoever restarts a server must see whether it lives."""
+_HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::\d*)?")
+"""A name or an address, the latter in brackets if it has colons, and a port."""
 
 
 class SecurityMiddleware:
@@ -33,7 +35,7 @@ class SecurityMiddleware:
     def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
         self.app = app
         self._hosts = _names(config)
-        self._origins = {_origin(origin) for origin in config.allowed_origins}
+        self._origins = set(listed_origins(config))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -56,7 +58,7 @@ class SecurityMiddleware:
         origin = headers.get("origin")
         if origin is None or "*" in self._origins or _origin(origin) in self._origins:
             return
-        if urlsplit(origin).netloc.lower() != host.lower():
+        if _origin(origin).partition("://")[2] != host.strip().lower():
             raise ForbiddenOrigin(
                 f"Pages of {origin!r} may not call this server.", hint="Start it with this origin in allowed_origins."
             )
@@ -87,6 +89,11 @@ class KeyMiddleware:
         await self.app(scope, receive, send)
 
 
+def listed_origins(config: ServerConfig) -> list[str]:
+    """Return the pages that may call the server, as browsers write their origins."""
+    return [_origin(origin) for origin in config.allowed_origins]
+
+
 def _given_key(headers: Headers) -> bytes:
     scheme, _, token = headers.get("authorization", "").partition(" ")
     given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
@@ -102,11 +109,9 @@ def _names(config: ServerConfig) -> frozenset[str]:
 
 
 def _host_name(host: str) -> str:
-    """Return the Host header without its port."""
-    host = host.strip().lower()
-    if host.startswith("["):
-        return host.partition("]")[0][1:]
-    return host.rpartition(":")[0] if ":" in host else host
+    """Return the Host header without its port, "" if it is none."""
+    found = _HOST.fullmatch(host.strip().lower())
+    return (found[1] or found[2] or "") if found else ""
 
 
 def _is_address(name: str) -> bool:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lib_mlx.engine.event_stream import Choices, LoopOutlet
-from lib_mlx.errors import Cancelled, ShuttingDown
+from lib_mlx.errors import Cancelled, ModelNotFound, ShuttingDown
 from lib_mlx.generation import Failed, Finished
 from lib_mlx.server.admission import Admission
 from lib_mlx.server.fields import new_id
@@ -89,7 +89,7 @@ class Sessions:
         self._admission.enter()
         kept = None
         try:
-            kept = KeptLease(await self._wait_for(self._registry.lease(name)))
+            kept = KeptLease(await self._lease(name))
             self._refuse_if_closing()
             yield kept
         finally:
@@ -97,6 +97,18 @@ class Sessions:
                 self._admission.leave()
                 if kept is not None:
                     kept.lease.release(kept.keep_alive_s)
+
+    async def _lease(self, name: str | None) -> Lease:
+        try:
+            wanted = self._registry.lease(name)
+        except ModelNotFound:  # it may have appeared on the disk, where the loop does not look itself
+            await asyncio.to_thread(self._registry.find, name)
+            wanted = self._registry.lease(name)
+        try:
+            return await self._wait_for(wanted)
+        except BaseException:
+            self._registry.give_up(wanted)  # it may have come as the wait ended
+            raise
 
     async def work(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call `function` on the thread that prepares requests: for what would hold up the loop."""

@@ -74,7 +74,8 @@ class EventStreamResponse(StreamingResponse):
     ) -> AsyncIterator[bytes]:
         if head:
             yield head
-        while not session.ended:
+        ended = False
+        while not ended:
             try:
                 async with asyncio.timeout(KEEP_ALIVE_S):
                     events = await session.next()
@@ -89,5 +90,8 @@ class EventStreamResponse(StreamingResponse):
                 session.close()
                 yield render([(0, Failed(Internal(f"The answer could not be rendered: {type(error).__name__}.")))])
                 return
+            ended = session.ended
+            if ended:
+                session.close()  # before the rest is sent: reading it may take its time
             if chunk:
                 yield chunk

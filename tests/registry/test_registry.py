@@ -217,6 +217,76 @@ def test_closing(make: Callable[..., Registry]) -> None:
     eventually(lambda: threading.active_count() <= before)
 
 
+def test_closing_before_a_load_notices(make: Callable[..., Registry], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load that ends after the registry has given up waiting frees what it loaded."""
+    from lib_mlx.registry import registry as module
+
+    loaded: list[Any] = []
+
+    def late(*args: Any, **options: Any) -> Any:
+        loaded.append(open_model(*args, **{**options, "cancelled": lambda: False}))
+        held.wait(10)
+        return loaded[0]
+
+    open_model, held = module.open_model, threading.Event()
+    monkeypatch.setattr(module, "open_model", late)
+    monkeypatch.setattr(module, "_CLOSE_S", 0.05)
+    registry = make()
+    wanted = registry.lease("a")
+    eventually(lambda: bool(loaded))
+    registry.close()
+    held.set()
+    with pytest.raises(ShuttingDown):
+        wanted.result(10)
+    assert loaded[0]._closed
+    assert states(registry)["a"] == "failed"
+
+
+def test_room_that_is_being_made(make: Callable[..., Registry], crafted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load waits for a model that is being unloaded, instead of failing for want of its memory."""
+    registry = make(limit_bytes=int(1.5 * estimate_need(ModelSpec("a", str(crafted), SMALL))))
+    lease = registry.lease("a").result(30)
+    held, unload = threading.Event(), lease.engine.unload
+
+    def slow() -> None:
+        held.wait(10)
+        unload()
+
+    monkeypatch.setattr(lease.engine, "unload", slow)
+    lease.release()
+    with ThreadPoolExecutor(2) as pool:
+        unloads = [pool.submit(registry.unload, "a") for _ in range(2)]
+        eventually(lambda: states(registry)["a"] == "unloading")
+        wanted = registry.lease("b")
+        time.sleep(0.1)
+        assert not wanted.done()
+        assert not any(one.done() for one in unloads)
+        held.set()
+        wanted.result(30).release()
+        for one in unloads:
+            one.result(10)
+
+
+def test_two_loads_do_not_count_on_the_same_memory(
+    make: Callable[..., Registry], crafted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one load is about to take is not free for another."""
+    need = estimate_need(ModelSpec("a", str(crafted), SMALL))
+    monkeypatch.setattr("lib_mlx.registry.registry.memory.available_bytes", lambda: int(1.5 * need))
+    registry = make()
+    held = threading.Event()
+    blocked = get_worker().submit(held.wait, 10)
+    try:
+        first = registry.lease("a")
+        eventually(lambda: registry.find("a").bytes > 0)
+        with pytest.raises(InsufficientMemory):
+            registry.lease("b").result(10)
+    finally:
+        held.set()
+        blocked.result()
+    first.result(30).release()
+
+
 def test_names(make: Callable[..., Registry], crafted: Path) -> None:
     """A model answers to its id and its aliases; without a name the first one does; others are not found."""
     registry = make()
@@ -232,11 +302,29 @@ def test_names(make: Callable[..., Registry], crafted: Path) -> None:
 def test_discovered_models(crafted: Path) -> None:
     """Models that appear later are found when they are listed or asked for."""
     found: list[ModelSpec] = []
-    registry = Registry(discover=lambda: found)
+
+    def discover() -> list[ModelSpec]:  # slow disks hold up nobody who asks for what is known
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(registry.known).result(5)
+        return found
+
+    registry = Registry(discover=discover)
     assert registry.entries() == []
     found.append(ModelSpec("new", str(crafted), SMALL))
+    with pytest.raises(ModelNotFound):
+        registry.lease("new")
     assert registry.find("new").status == "available"
     assert [entry.id for entry in registry.entries()] == ["new"]
+
+
+def test_looking_at_a_gguf_file_does_not_convert_it(tmp_path: Path) -> None:
+    """That would take a listing minutes and gigabytes; its facts are not known before its first load."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"x")
+    registry = Registry()
+    registry.add(ModelSpec("a", str(path)))
+    with pytest.raises(ModelNotFound, match="not been converted yet"):
+        registry.facts(registry.find("a"))
 
 
 def test_changes_are_published(make: Callable[..., Registry]) -> None:
@@ -252,6 +340,23 @@ def test_changes_are_published(make: Callable[..., Registry]) -> None:
     assert list(dict.fromkeys(changes)) == ["loading", "ready", "unloading", "available"]
     assert {entry.id for entry in seen} == {"a"}
     assert any(0 < entry.progress < 1 and entry.stage for entry in seen)
+
+
+def test_changes_are_published_in_order(make: Callable[..., Registry]) -> None:
+    """However slow a subscriber is, the last that it hears is how it is."""
+    registry = make()
+    seen: list[str] = []
+
+    def listen(entry: ModelEntry) -> None:
+        if entry.status == "loading" and threading.current_thread() is threading.main_thread():
+            time.sleep(0.5)
+        seen.append(entry.status)
+
+    registry.subscribe(listen)
+    registry.lease("a").result(30).release()
+    eventually(lambda: registry.find("a").busy == 0)
+    assert seen[-1] == "ready"
+    assert seen.index("ready") > max(at for at, status in enumerate(seen) if status == "loading")
 
 
 def test_a_load_asked_for_while_unloading(make: Callable[..., Registry]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import stat
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -15,13 +17,68 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import lib_mlx
 from lib_mlx.errors import AddressInUse, ServerStartFailed
+from lib_mlx.runtime import get_runtime
 from lib_mlx.server import connections, http
+from tests.server.test_server import eventually, scheduler_depth
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 HELLO: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 CHAT = "/v1/chat/completions"
+LONG: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "loop"}],
+    "max_tokens": 300,
+    "logprobs": True,
+    "top_logprobs": 20,
+}
+"""Half a megabyte."""
+
+
+def narrow(model: lib_mlx.Model, server: lib_mlx.Server) -> lib_mlx.Server:
+    """Have the kernel keep no more than a few kilobytes of what `server` sends."""
+    listener = get_runtime()._find(model._handle).listener
+    assert listener is not None
+    listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
+    return server
+
+
+@pytest.fixture(scope="module")
+def slow_model(crafted: Path) -> Iterator[lib_mlx.Model]:
+    """A model whose server is `slow_server`."""
+    with lib_mlx.load_model(crafted, model_id="crafted") as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def slow_server(slow_model: lib_mlx.Model) -> lib_mlx.Server:
+    """A server that notices at once whether its clients read."""
+    return narrow(slow_model, slow_model.start_server())
+
+
+def ask_without_reading(server: lib_mlx.Server, path: str = CHAT, **body: Any) -> socket.socket:
+    """Send a request on a connection whose kernel takes little more than what is read."""
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.connect((server.host, server.port))
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    raw.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+    return raw
+
+
+def read_all(raw: socket.socket, pause_s: float = 0.0) -> bytes:
+    """Read until the other side ends the connection, in whatever way."""
+    raw.settimeout(10)
+    out = bytearray()
+    with suppress(ConnectionError):
+        while data := raw.recv(65536):
+            out += data
+            time.sleep(pause_s)
+            if out.endswith(b"0\r\n\r\n"):
+                break
+    return bytes(out)
 
 
 def closed_within(raw: socket.socket, seconds: float) -> bool:
@@ -39,7 +96,8 @@ def closed_within(raw: socket.socket, seconds: float) -> bool:
 
 def test_uvicorn_is_as_it_was() -> None:
     """What our protocol class overrides is still there."""
-    for name in ("connection_made", "data_received", "send_400_response", "connection_lost"):
+    names = ("connection_made", "data_received", "connection_lost", "pause_writing", "resume_writing")
+    for name in (*names, "send_400_response"):
         assert name in vars(H11Protocol)
 
 
@@ -77,6 +135,57 @@ def test_a_long_answer_is_no_slow_head(server: lib_mlx.Server, monkeypatch: pyte
             assert answer.json()["usage"]["completion_tokens"] == 400
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_never_reads(
+    slow_server: lib_mlx.Server, slow_model: lib_mlx.Model, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    """It holds neither a slot nor a lease, and soon no connection: the answer breaks off."""
+    monkeypatch.setattr(connections, "SEND_S", 0.5)
+    with ask_without_reading(slow_server, **LONG, stream=stream) as raw:
+        eventually(lambda: scheduler_depth(slow_model) == 1)
+        eventually(lambda: httpx2.get(f"{slow_server.base_url}/health").json()["in_flight"] == 0, 10)
+        eventually(lambda: httpx2.get(f"{slow_server.base_url}/v1/models/crafted").json()["requests"] == 0)
+        assert scheduler_depth(slow_model) == 0
+        time.sleep(1.2)
+        assert not read_all(raw).endswith(b"0\r\n\r\n" if stream else b"}")
+
+
+def test_a_client_that_reads_slowly(slow_server: lib_mlx.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets its whole answer, as long as it takes."""
+    monkeypatch.setattr(connections, "SEND_S", 0.3)
+    monkeypatch.setattr(connections, "SEND_BYTES", 1024)
+    begun = time.monotonic()
+    with ask_without_reading(slow_server, **LONG, stream=True) as raw:
+        answer = read_all(raw, 0.005)
+    assert b"data: [DONE]" in answer[-100:]
+    assert time.monotonic() > begun + 0.6
+
+
+def test_a_body_that_is_answered_before_it_ends(server: lib_mlx.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever goes on sending it is cut off, too."""
+    monkeypatch.setattr(connections, "HEAD_S", 0.5)
+    begun = time.monotonic()
+    with socket.create_connection((server.host, server.port)) as raw, suppress(ConnectionError):
+        raw.sendall(b"POST /v1/nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999999\r\n\r\n")
+        assert b" 404 " in raw.recv(4096)
+        while time.monotonic() < begun + 5:
+            raw.sendall(b"x")
+            time.sleep(0.05)
+    assert time.monotonic() < begun + 3
+
+
+def test_rude_clients_print_nothing(crafted: Path) -> None:
+    """Whatever they do, also while the server stops, the host's stderr stays empty."""
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-m", "tests.server.rude_clients", str(crafted)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_head_that_is_too_large(server: lib_mlx.Server) -> None:
     """It is refused; the server goes on."""
     with socket.create_connection((server.host, server.port)) as raw:
@@ -106,6 +215,18 @@ def test_a_body_that_never_ends(server: lib_mlx.Server, monkeypatch: pytest.Monk
         answer = b"".join(iter(lambda: raw.recv(4096), b""))
     assert b" 408 " in answer.partition(b"\r\n")[0]
     assert b"request_timeout" in answer
+
+
+def test_a_client_that_leaves_in_mid_body(server: lib_mlx.Server, caplog: pytest.LogCaptureFixture) -> None:
+    """It is nobody's defect: nothing is logged."""
+    for kind in ("application/json", "multipart/form-data; boundary=x"):
+        with socket.create_connection((server.host, server.port)) as raw:
+            head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 99\r\n\r\n"
+            raw.sendall(head.encode() + b"--x")
+            time.sleep(0.1)
+    for _ in range(2):  # by then the server has seen that they left
+        assert httpx2.get(f"{server.base_url}/health").json()["in_flight"] == 0
+    assert [record.getMessage() for record in caplog.records if record.name != "httpx2"] == []
 
 
 def test_a_unix_socket(crafted: Path, tmp_path: Path) -> None:

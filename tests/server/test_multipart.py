@@ -69,6 +69,16 @@ def test_what_is_no_form(http: httpx2.Client, content: bytes, kind: str) -> None
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
 
 
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "unicode_escape", "utf-16"])
+def test_a_form_in_another_charset(http: httpx2.Client, charset: str) -> None:
+    """It is refused; Python has codecs that are none of text's."""
+    part = b'--x\r\nContent-Disposition: form-data; name="request"\r\n\r\n{"messages": []}\\ud800\r\n--x--\r\n'
+    kind = f"multipart/form-data; boundary=x; charset={charset}"
+    answer = http.post(CHAT, content=part, headers={"Content-Type": kind})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+    assert "UTF-8" in answer.json()["error"]["message"]
+
+
 def test_a_form_over_the_limit(http: httpx2.Client) -> None:
     """Its files count, and leave no temporary file behind."""
     before = set(Path(tempfile.gettempdir()).iterdir())

@@ -23,10 +23,8 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def guarded(crafted: Path) -> Iterator[lib_mlx.Server]:
     """A server with a key, a further name and a page that may call it."""
-    with (
-        lib_mlx.load_model(crafted) as model,
-        model.start_server(api_key="auto", allowed_hosts=["my.box"], allowed_origins=["https://example.org"]) as server,
-    ):
+    options: dict[str, Any] = {"allowed_hosts": ["my.box"], "allowed_origins": ["https://Example.org/"]}
+    with lib_mlx.load_model(crafted) as model, model.start_server(api_key="auto", **options) as server:
         yield server
 
 
@@ -51,8 +49,15 @@ def keyed(guarded: lib_mlx.Server) -> Iterator[httpx2.Client]:
         ("evil.example:{port}", False),
         ("127.0.0.1.evil.example", False),
         ("localhost.evil.example", False),
+        ("[fe80::1%25eth0]:{port}", True),
+        ("localhost:", True),
         ("", False),
         ("[", False),
+        ("[]", False),
+        ("[::1]evil.example:{port}", False),
+        ("localhost:evil.example", False),
+        ("evil.example@localhost", False),
+        ("localhost.", False),
     ],
 )
 def test_the_host_header(guarded: lib_mlx.Server, keyed: httpx2.Client, host: str, allowed: bool) -> None:
@@ -81,11 +86,15 @@ def test_a_request_without_a_host(guarded: lib_mlx.Server) -> None:
         ("http://localhost:1", False),
         ("null", False),
         ("", False),
+        ("http://[", False),
+        ("http://[evil]", False),
+        ("{base_url}/path", False),
+        ("http://evil.example@{host}", False),
     ],
 )
 def test_the_origin_header(guarded: lib_mlx.Server, keyed: httpx2.Client, origin: str, allowed: bool) -> None:
     """Pages may call the server if they are listed, or come from it."""
-    origin = origin.format(base_url=guarded.base_url)
+    origin = origin.format(base_url=guarded.base_url, host=guarded.base_url.removeprefix("http://"))
     answer = keyed.post(CHAT, json=HELLO, headers={"Origin": origin})
     if allowed:
         assert answer.status_code == 200

@@ -103,6 +103,43 @@ def test_bad_bodies(http: httpx2.Client, content: bytes, content_type: str | Non
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        (CHAT, "messages", [1] * 200_000),
+        (CHAT, "logit_bias", {str(number): "x" for number in range(200_000)}),
+        (CHAT, "metadata", {str(number): number for number in range(200_000)}),
+        ("/v1/completions", "prompt", [1.5] * 200_000),
+        ("/v1/embeddings", "input", [True] * 200_000),
+        ("/v1/messages", "messages", ["x"] * 200_000),
+        ("/api/embed", "input", [1] * 200_000),
+    ],
+)
+def test_a_body_with_many_faults(http: httpx2.Client, path: str, field: str, value: Any) -> None:
+    """Only the first is looked at: describing all takes seconds, and gigabytes for a body of megabytes."""
+    begun = time.process_time()
+    answer = http.post(path, json={**HELLO, "model": "crafted", "max_tokens": 1, field: value}, timeout=30)
+    assert time.process_time() < begun + 1.5
+    assert answer.status_code == 400
+    assert field in answer.text
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ("{" + ",".join(f'"f{number}":1' for number in range(200_000)) + "}", "invalid_argument"),
+        ('{"messages":[' + ",".join(["{}"] * 200_000) + "]}", "invalid_json"),
+        ('{"metadata":' + '{"a":[' * 40 + "[]," * 200_000 + "[]" + "]}" * 40 + "}", "invalid_json"),
+    ],
+)
+def test_a_body_of_many_parts(http: httpx2.Client, content: str, code: str) -> None:
+    """It is refused before each is made into an object."""
+    begun = time.process_time()
+    answer = http.post(CHAT, content=content, headers={"Content-Type": "application/json"})
+    assert time.process_time() < begun + 1.5
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
+
+
 def test_a_body_over_the_limit(server: lib_mlx.Server) -> None:
     """An oversized body is refused while it is still arriving."""
     headers = {"content-type": "application/json"}

@@ -55,7 +55,7 @@ class AnswerFold:
                 self._thinking.append(text)
                 return self._line(thinking=text)
             case ToolCallDelta():
-                call = {"function": {"name": event.name, "arguments": json.loads(event.arguments)}, "id": event.id}
+                call = {"function": {"name": event.name, "arguments": _arguments(event.arguments)}, "id": event.id}
                 self._calls.append(call)
                 return self._line(calls=[call])
             case Finished(reason, usage, timings):
@@ -90,6 +90,16 @@ class AnswerFold:
         )
         head = {"model": self._model, "created_at": timestamp()}
         return {**head, **content, **({"logprobs": logprobs} if logprobs else {}), "done": False}
+
+
+def _arguments(text: str) -> Any:
+    """Return the object of a call; JSON can say what orjson cannot, such as numbers of any size."""
+    value = json.loads(text)
+    try:
+        orjson.dumps(value)
+    except TypeError:
+        return orjson.Fragment(text)
+    return value
 
 
 def _end(reason: str, usage: Usage, timings: Timings, load_s: float) -> dict[str, Any]:

@@ -71,6 +71,15 @@ def test_the_body_and_the_lines_are_the_same_fold(chat: bool) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "arguments", ['{"n": 123456789012345678901}', '{"s": "\\ud800"}', '{"a": ' * 300 + "1" + "}" * 300]
+)
+def test_arguments_that_are_hard_to_say(arguments: str) -> None:
+    """A call keeps its arguments, whatever JSON they are."""
+    out = render(AnswerFold("m", chat=True), [(0, ToolCallDelta(0, "call_1", "f", arguments))])
+    assert json.loads(out)["message"]["tool_calls"][0]["function"]["arguments"] == json.loads(arguments)
+
+
 def test_an_error_in_the_middle() -> None:
     """It is a line of its own, the last one."""
     out = render(AnswerFold("m", chat=True), [(0, TextDelta("a")), (0, Failed(Cancelled("gone")))]).splitlines()

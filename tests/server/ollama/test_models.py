@@ -57,6 +57,10 @@ def test_ps(crafted: Path) -> None:
         assert other.expires_at
         assert timedelta(minutes=9) < other.expires_at - datetime.now(UTC) < timedelta(minutes=10)
         assert (other.context_length, other.size_vram) == (4096, 0)
+        for century in (1e10, 1e300, "99999999h"):
+            client.generate("other", "hello", keep_alive=century)
+            assert (ending := client.ps().models[-1].expires_at) is not None
+            assert ending.year > 2100
         client.generate("other", keep_alive=0)
         assert [one.model for one in client.ps().models] == ["own"]
 

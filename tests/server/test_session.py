@@ -1,0 +1,95 @@
+"""Sessions without a socket: however a request ends, its slot and its lease are given back once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lib_mlx.config import EngineConfig
+from lib_mlx.generation import GenerationRequest, Message
+from lib_mlx.registry import ModelSpec, Registry
+from lib_mlx.server.session import Sessions
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+    from pathlib import Path
+    from typing import Any
+
+REQUEST = GenerationRequest(messages=(Message("user", "loop"),), max_tokens=3)
+
+
+@pytest.fixture(scope="module")
+def registry(crafted: Path) -> Iterator[Registry]:
+    """A registry of one model, which is loaded."""
+    made = Registry()
+    made.add(ModelSpec("a", str(crafted), EngineConfig(prefix_cache_bytes=0)))
+    made.lease("a").result(30).release()
+    yield made
+    made.close()
+
+
+async def cancel_after(work: Coroutine[Any, Any, None], steps: int) -> bool:
+    """Run `work` for so many turns of the loop and cancel it; returns whether it had ended by then."""
+    task = asyncio.create_task(work)
+    for _ in range(steps):
+        await asyncio.sleep(0 if steps < 20 else 0.0005)
+    ended = task.done()
+    task.cancel()
+    await asyncio.wait([task])
+    return ended
+
+
+@pytest.mark.parametrize("what", ["lease", "start"])
+def test_cancelled_at_any_moment(registry: Registry, what: str) -> None:
+    """Wherever a task is cancelled, nothing stays taken: also if the lease comes as the wait for it ends."""
+
+    async def use(sessions: Sessions) -> None:
+        if what == "lease":
+            async with sessions.lease("a"):
+                await asyncio.sleep(0)
+            return
+        session = await sessions.start("a", [REQUEST], request_id="x")
+        try:
+            while not session.ended:
+                await session.next()
+        finally:
+            session.close()
+
+    async def main() -> None:
+        sessions = Sessions(registry, 2)
+        ended = [await cancel_after(use(sessions), steps) for steps in [*range(12), *range(20, 60)]]
+        assert not ended[0]
+        assert ended[-1]
+        assert sessions.in_flight == 0
+        for _ in range(1000):
+            if registry.find("a").busy == 0:
+                break
+            await asyncio.sleep(0.005)
+        assert registry.find("a").busy == 0
+        sessions.close()
+
+    asyncio.run(main())
+
+
+def test_closed_while_a_lease_comes(registry: Registry) -> None:
+    """A server that stops at that moment keeps none either."""
+
+    async def main(steps: int) -> None:
+        sessions = Sessions(registry, 2)
+
+        async def use() -> None:
+            async with sessions.lease("a"):
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(use())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        sessions.close()
+        await asyncio.wait([task])
+        assert sessions.in_flight == 0
+
+    for steps in range(8):
+        asyncio.run(main(steps))
+    assert registry.find("a").busy == 0
