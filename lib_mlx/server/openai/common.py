@@ -43,8 +43,13 @@ class SamplingFields(WireModel):
     seed: int | None = None
     cache_salt: str | None = None
     profile: str | None = None
-    # It identifies the caller and changes nothing here, as OpenAI documents it.
     user: str | None = None
+    """Who asks: users take turns."""
+
+    @property
+    def caller(self) -> str | None:
+        """Who asks, as far as is said."""
+        return self.user
 
 
 class CommonFields(SamplingFields):
@@ -54,14 +59,20 @@ class CommonFields(SamplingFields):
     parallel_tool_calls: bool | None = None
     thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    # Fields that identify the caller or hint at caching: they change nothing here, as OpenAI documents them.
     safety_identifier: str | None = None
+    """OpenAI's newer name for `user`."""
+    # Fields that describe the request or hint at caching: they change nothing here, as OpenAI documents them.
     metadata: dict[str, str] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     # Fields that are refused unless they ask for what happens anyway.
     store: bool | None = None
     service_tier: str | None = None
+
+    @property
+    def caller(self) -> str | None:
+        """Who asks, as far as is said."""
+        return self.safety_identifier or self.user
 
 
 def refuse_common(body: CommonFields) -> None:

@@ -31,7 +31,9 @@ async def chat_completions(request: Request) -> Response:
     """`POST /v1/chat/completions`."""
     body = await read_json(request, chat_request.ChatRequest)
     generation = chat_request.to_generation(body)
-    session = await state_of(request).start(request, body.model, generation, choices=body.n or 1, profile=body.profile)
+    session = await state_of(request).start(
+        request, body.model, generation, choices=body.n or 1, profile=body.profile, user=body.caller
+    )
     fold = chat.ChatFold(session.model, choices=body.n or 1, include_usage=body.include_usage)
     if body.stream:
         with session.closed_on_error():
@@ -47,7 +49,9 @@ async def create_completion(request: Request) -> Response:
     body = await read_json(request, completions_request.CompletionRequest)
     choices = body.n or 1
     wanted = completions_request.to_generation(body)
-    session = await state_of(request).start(request, body.model, wanted, choices=choices, profile=body.profile)
+    session = await state_of(request).start(
+        request, body.model, wanted, choices=choices, profile=body.profile, user=body.caller
+    )
     with session.closed_on_error():
         prompts = completions_request.echoes(body, session, choices)
         fold = completions.CompletionFold(session.model, prompts, include_usage=body.include_usage)
@@ -64,7 +68,7 @@ async def create_response(request: Request) -> Response:
     """`POST /v1/responses`."""
     body = await read_json(request, responses_request.ResponsesRequest)
     session = await state_of(request).start(
-        request, body.model, responses_request.to_generation(body), profile=body.profile
+        request, body.model, responses_request.to_generation(body), profile=body.profile, user=body.caller
     )
     sampling = session.sampling
     fold = responses.ResponsesFold(body, session.model, temperature=sampling.temperature, top_p=sampling.top_p)
