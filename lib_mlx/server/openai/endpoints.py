@@ -53,7 +53,8 @@ async def create_completion(request: Request) -> Response:
         request, body.model, wanted, choices=choices, profile=body.profile, user=body.caller
     )
     with session.closed_on_error():
-        prompts = completions_request.echoes(body, session, choices)
+        # The tokenizer may be busy with somebody's long prompt: the loop does not wait for it.
+        prompts = await state_of(request).sessions.work(completions_request.echoes, body, session, choices)
         fold = completions.CompletionFold(session.model, prompts, include_usage=body.include_usage)
     if body.stream:
         with session.closed_on_error():
