@@ -116,6 +116,8 @@ class GenerationRequest:
     """Report each token of the answer with its log-probability and those of this many likeliest ones at its place."""
     cache_salt: str = ""
     """Prompts are reused only among requests with the same salt: others cannot learn from timing what was asked."""
+    client: str = ""
+    """Who asks: clients take turns, so that none waits for all that another has asked for."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template."""
 

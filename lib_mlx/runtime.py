@@ -279,9 +279,12 @@ class Runtime:
             with handle.lock:
                 running = handle.server
             self._set_server(handle, replace(running, status="stopping"))
+            until = time.monotonic() + deadline_s
             listener.stop(deadline_s)
-            if handle.registry is not None:
-                handle.registry.close()
+            if handle.registry is not None:  # whose models are freed later where the engine is busy for long
+                closing = threading.Thread(target=handle.registry.close, name="lib_mlx-close", daemon=True)
+                closing.start()
+                closing.join(max(1.0, until - time.monotonic()))
             handle.listener = handle.registry = None
             self._set_server(handle, ServerStatus("stopped"))
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 
@@ -23,7 +24,6 @@ from lib_mlx.models.pooling import read_pooling
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lib_mlx.engine.embedding import Embedding
     from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.engine.job import PreparedRequest
     from lib_mlx.engine.prefix_store import PrefixStore
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
 
+T = TypeVar("T")
+_SUSPENDED_S = 0.1  # between two looks whether a model is still suspended
 _PREFIX_BYTES = 2 << 30  # of KV kept of past requests, if the machine has ten times as much memory
 _UNKNOWN_CONTEXT = 8192  # tokens, for a checkpoint that states no context length
 _TOKENIZER_SHARE = 0.1  # of the progress of a load
@@ -146,7 +148,9 @@ class EngineModel:
     def embed(
         self, text: str | Sequence[int], *, truncate: bool = False, cancelled: Callable[[], bool] = lambda: False
     ) -> tuple[list[float], int]:
-        """Return the vector of `text` (or tokens) and the number of tokens. Blocks; others' streams go on meanwhile.
+        """Return the vector of `text` (or tokens) and the number of tokens. Blocks, also while the model is suspended.
+
+        Others' streams go on meanwhile.
 
         Raises:
             ContextLengthExceeded: it is longer than the context, and `truncate` does not allow to cut it.
@@ -156,16 +160,13 @@ class EngineModel:
         """
         self._refuse_if_closed()
         tokens = self._preparer.encode(text, truncate=truncate)
-        worker = get_worker()
-        embedding = worker.run(self._embedder.begin)
+        embedding = self._evaluate(cancelled, self._embedder.begin)
         try:
             for at in range(0, len(tokens), CHUNK):
-                if cancelled():
-                    raise Cancelled("The client went away.")
-                worker.run(self._take, embedding, tokens[at : at + CHUNK])
-            return worker.run(self._embedder.finish, embedding), len(tokens)
+                self._evaluate(cancelled, self._embedder.take, embedding, tokens[at : at + CHUNK])
+            return self._evaluate(cancelled, self._embedder.finish, embedding), len(tokens)
         finally:
-            worker.run(embedding.clear)
+            get_worker().run(embedding.clear)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, special ones included."""
@@ -200,9 +201,19 @@ class EngineModel:
         self._embedder.close()
         heap.release()
 
-    def _take(self, embedding: Embedding, tokens: Sequence[int]) -> None:
-        self._refuse_if_closed()
-        self._embedder.take(embedding, tokens)
+    def _evaluate(self, cancelled: Callable[[], bool], work: Callable[..., T], *args: Any) -> T:
+        """Call `work` on the engine thread, when the model is not suspended."""
+
+        def attempt() -> tuple[T] | None:
+            self._refuse_if_closed()
+            return None if self._scheduler.suspended else (work(*args),)
+
+        while not cancelled():
+            done = get_worker().run(attempt)
+            if done is not None:
+                return done[0]
+            time.sleep(_SUSPENDED_S)
+        raise Cancelled("The request was cancelled.")
 
     def _set_suspended(self, value: bool) -> None:
         self._refuse_if_closed()

@@ -55,6 +55,7 @@ class PreparedRequest:
     reasoning_limit: ReasoningLimit | None = None
     logprobs: int | None = None
     cache_salt: str = ""
+    client: str = ""
     boundaries: tuple[int, ...] = ()
     """Where the prompt's messages end, if its cache can be reused only as it was at such a place."""
 

@@ -102,6 +102,7 @@ class RequestPreparer:
             reasoning_limit=self._reasoning_limit(request, thinking=thinking),
             logprobs=request.logprobs,
             cache_salt=request.cache_salt,
+            client=request.client,
             boundaries=self._boundaries(prompt, request, thinking=thinking),
         )
 
@@ -155,6 +156,7 @@ class RequestPreparer:
             grammar=None if request.constraint is None else self._grammars.constraint(request.constraint, Gate()),
             logprobs=request.logprobs,
             cache_salt=request.cache_salt,
+            client=request.client,
         )
 
     def count_prompt(self, request: GenerationRequest) -> int:

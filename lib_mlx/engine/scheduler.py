@@ -1,9 +1,9 @@
 """Continuous batching of one model's requests. Everything here runs on the engine thread.
 
 mlx-lm's `BatchGenerator` (or ours, where rows cannot be merged) does one decode step for all rows, then at most one
-chunk of prefill, per call. What it is given, and when, is decided here: prompts share the chunk, short ones go first,
-old ones are not left behind, and no more run than the memory holds. A request that is cancelled leaves between two
-calls, wherever it stands; its work is kept.
+chunk of prefill, per call. What it is given, and when, is decided here: clients take turns, prompts share the chunk,
+short ones go first, old ones are not left behind, and no more run than the memory holds. A request that is cancelled
+leaves between two calls, wherever it stands; its work is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -71,6 +72,8 @@ class Scheduler:
         self._max_rows = max_rows
         self._pace = PrefillPace(prefill_rate)
         self._waiting: list[Job] = []
+        self._turn = 0  # counts the requests that were started
+        self._turns: dict[str, int] = {}  # by client: when its last one was, or when it came
         self._prefilling: dict[int, int] = {}  # by uid: prompt tokens to process, before the last
         self._jobs: dict[int, Job] = {}  # by uid, those given to the generator
         self._batch = self._new_batch()
@@ -90,6 +93,7 @@ class Scheduler:
     def add(self, job: Job) -> None:
         """Take `job` in, to be prefilled when its turn comes."""
         self._waiting.append(job)
+        self._turns.setdefault(job.request.client, self._turn)
 
     def fail_all(self, error: LibMlxError) -> None:
         """End every request with `error` at the next step."""
@@ -178,13 +182,9 @@ class Scheduler:
     # Who runs
 
     def _admit(self, out: list[tuple[EventStream, Batch]]) -> None:
-        """Give the generator waiting prompts, the shortest first but for how long they have waited."""
-        credit = _AGEING * self._pace.rate
+        """Give the generator waiting prompts, those of the client whose turn it is first."""
         while len(self._jobs) < self._max_rows:
-            ready = sorted(
-                (job for job in self._waiting if not job.held_back), key=lambda job: job.length - credit * job.age
-            )
-            job = next((job for job in ready if not self._leader(job)), None)
+            job = next((job for job in self._in_turn() if not self._leader(job)), None)
             if job is None:
                 return
             if len(self._prefilling) >= _PREFILLS and not self._fits_one_step(job):
@@ -202,6 +202,31 @@ class Scheduler:
                 log.exception("a request could not be started")
                 job.cancel(internal_error(error))
             out.append(_failure(job))
+
+    def _in_turn(self) -> list[Job]:
+        """Return the waiting prompts in the order in which to begin them.
+
+        First come clients of which fewer run, or whose last one was begun longer ago; one that has just come is
+        treated as if that were now, lest newcomers keep others waiting for ever. Of a client's own the shortest goes
+        first, but for how long they have waited.
+        """
+        running = Counter(job.request.client for job in self._jobs.values())
+        credit = _AGEING * self._pace.rate
+
+        def place(job: Job) -> tuple[int, int, float]:
+            client = job.request.client
+            return running[client], self._turns[client], job.length - credit * job.age
+
+        return sorted((job for job in self._waiting if not job.held_back), key=place)
+
+    def _take_turn(self, client: str) -> None:
+        """Note that a request of `client` begins, and forget clients who have none."""
+        self._turn += 1
+        self._turns[client] = self._turn
+        everyone = self._everyone()
+        if len(self._turns) > 2 * len(everyone) + 64:
+            present = {job.request.client for job in everyone}
+            self._turns = {client: turn for client, turn in self._turns.items() if client in present}
 
     def _fits_one_step(self, job: Job) -> bool:
         """Whether the prompts under way and that of `job` take one step: together they join the batch only once."""
@@ -286,6 +311,7 @@ class Scheduler:
         job.start(cached)
         self._prefilling[uid] = len(tokens) - cached - 1
         self._jobs[uid] = job
+        self._take_turn(job.request.client)
 
     def _end_failed(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Take out the requests that were cancelled or failed, and tell their streams."""

@@ -6,6 +6,7 @@ not read. Its protocol class is not documented; tests/server/test_connections.py
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import h11
@@ -25,6 +26,7 @@ MAX_HEAD_BYTES = 64 << 10
 SEND_S = 30.0
 """A client takes `SEND_BYTES` of what waits to be sent within this time, or all of it if that is less."""
 SEND_BYTES = 16 << 10
+_numbers = itertools.count()
 
 
 class BoundedProtocol(H11Protocol):
@@ -39,6 +41,7 @@ class BoundedProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
         super().connection_made(transport)
+        self.client = self.client or ("unix", next(_numbers))  # what has no address is told apart, too
         transport.set_write_buffer_limits(high=0)  # writing pauses while anything waits: nothing piles up here
         self._expect_head()
 

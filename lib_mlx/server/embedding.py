@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import threading
 from typing import TYPE_CHECKING, Any
@@ -47,9 +46,7 @@ async def embed_all(
     async with state.sessions.lease(model) as lease, watched(request, gone.set):
         vectors, tokens = [], 0
         for text in inputs:
-            vector, count = await asyncio.to_thread(
-                lease.engine.embed, text, truncate=truncate, cancelled=lambda: gone.is_set() or state.sessions.closing
-            )
+            vector, count = await state.sessions.embed(lease.engine, text, truncate=truncate, cancelled=gone.is_set)
             vectors.append(_shortened(vector, dimensions))
             tokens += count
         if gone.is_set():

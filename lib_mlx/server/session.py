@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lib_mlx.registry import Lease, Registry
 
 T = TypeVar("T")
+_EMBEDDING_THREADS = 4  # they wait for the engine
 
 
 class Sessions:
@@ -42,6 +43,7 @@ class Sessions:
         self._closing = False
         # Templates and tokenisers take CPU time and one lock per model: one thread, off the loop.
         self._pool = ThreadPoolExecutor(1, "lib_mlx-prepare")
+        self._embedding = ThreadPoolExecutor(_EMBEDDING_THREADS, "lib_mlx-embed")
 
     @property
     def in_flight(self) -> int:
@@ -115,6 +117,17 @@ class Sessions:
         self._refuse_if_closing()
         return await self._wait_for(self._pool.submit(function, *arguments))
 
+    async def embed(
+        self, engine: EngineModel, text: str | Sequence[int], *, truncate: bool, cancelled: Callable[[], bool]
+    ) -> tuple[list[float], int]:
+        """Embed on a thread of its own; see `EngineModel.embed`."""
+        self._refuse_if_closing()
+
+        def embed() -> tuple[list[float], int]:
+            return engine.embed(text, truncate=truncate, cancelled=lambda: self._closing or cancelled())
+
+        return await self._wait_for(self._embedding.submit(embed))
+
     @property
     def limit(self) -> int:
         """The most requests in flight."""
@@ -136,7 +149,8 @@ class Sessions:
             session.end(_stopping())
         for future in self._waiting:
             future.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._embedding):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def _wait_for(self, future: Future[T]) -> T:
         waiting = asyncio.wrap_future(future)

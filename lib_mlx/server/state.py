@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -44,24 +45,29 @@ class ServerState:
 
     async def start(
         self,
-        request: Request | str,
+        request: Request,
         model: str | None,
         generation: GenerationRequest | Sequence[GenerationRequest],
         *,
         choices: int = 1,
         keep_alive_s: float | None = None,
         profile: str | None = None,
+        user: str | None = None,
     ) -> Session:
-        """Start generating for an HTTP request (or its id); see `Sessions.start`. Close the session, whatever happens.
+        """Start generating for an HTTP request; see `Sessions.start`. Close the session, whatever happens.
 
-        `profile` names the bounds to keep within; raises InvalidArgument if there are none of that name.
+        `profile` names the bounds to keep within; raises InvalidArgument if there are none of that name. `user` is
+        whom the client asks for, as far as it says: users take turns, or connections.
         """
-        requests = [generation] if isinstance(generation, GenerationRequest) else generation
+        client = f"user {user}" if user else f"connection {request.client}"
+        wanted = [generation] if isinstance(generation, GenerationRequest) else generation
+        requests = [replace(one, client=client) for one in wanted]
         if profile is not None:
             bounds = find_profile(profile, self.config.profiles)
             requests = [bounded(one, bounds) for one in requests]
-        key = request if isinstance(request, str) else request_id(request)
-        return await self.sessions.start(model, requests, request_id=key, choices=choices, keep_alive_s=keep_alive_s)
+        return await self.sessions.start(
+            model, requests, request_id=request_id(request), choices=choices, keep_alive_s=keep_alive_s
+        )
 
 
 def state_of(request: Request) -> ServerState:

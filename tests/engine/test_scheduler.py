@@ -160,6 +160,61 @@ def test_waiting_makes_up_for_length(fresh: EngineModel, monkeypatch: pytest.Mon
     assert [length > 500 for length in admitted] == [False, True, True, False]
 
 
+@pytest.fixture
+def begun(fresh: EngineModel, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The clients of the requests that have begun, in order; one prompt at a time is processed."""
+    scheduler = fresh._scheduler
+    clients: list[str] = []
+    insert = scheduler._insert
+
+    def watched(job: Job) -> None:
+        clients.append(job.request.client)
+        insert(job)
+
+    monkeypatch.setattr(scheduler, "_insert", watched)
+    monkeypatch.setattr("lib_mlx.engine.scheduler._PREFILLS", 1)
+    return clients
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_clients_take_turns(fresh: EngineModel, begun: list[str], monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    """One that asks for much does not keep another waiting, who comes last and with a longer prompt."""
+    monkeypatch.setattr(fresh._scheduler, "_max_rows", rows)
+    fresh.suspend()
+    many = [Run(fresh, "hello", client="many", max_tokens=2) for _ in range(40)]
+    one = Run(fresh, "hello " + "x" * 300, client="one", max_tokens=2)
+    fresh.resume()
+    for run in (*many, one):
+        run.wait()
+    assert begun.index("one") < 3
+    assert sorted(begun) == ["many"] * 40 + ["one"]
+
+
+def test_newcomers_wait_their_turn(fresh: EngineModel, begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many new clients come, one who has been served before is not left behind."""
+    scheduler = fresh._scheduler
+    monkeypatch.setattr(scheduler, "_max_rows", 1)
+    runs: list[Run] = []
+    insert = scheduler._insert
+
+    def insert_while_others_come(job: Job) -> None:
+        insert(job)
+        runs.extend(
+            Run(fresh, "hello", client=f"new {len(runs) + at}", max_tokens=2) for at in range(2) if len(runs) < 200
+        )
+
+    monkeypatch.setattr(scheduler, "_insert", insert_while_others_come)
+    fresh.suspend()
+    old = [Run(fresh, "hello " + "x" * 300, client="old", max_tokens=2) for _ in range(3)]
+    fresh.resume()
+    for run in old:
+        run.wait()
+    assert [at for at, client in enumerate(begun) if client == "old"][-1] < 20
+    for run in runs:
+        run.wait()
+    assert len(scheduler._turns) < 100
+
+
 def test_a_long_prompt_delays_a_stream_by_one_chunk_at_most(
     fresh: EngineModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

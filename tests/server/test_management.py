@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import lib_mlx
+from lib_mlx.runtime import get_runtime
 from lib_mlx.server.metrics import Histogram
 from tests.server.test_server import eventually, scheduler_depth
 
@@ -129,6 +130,55 @@ def test_cancelling_a_request(
     eventually(lambda: http.get("/health").json()["in_flight"] == 0)
     again = http.delete("/v1/requests/to-cancel")
     assert (again.status_code, again.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "client"),
+    [
+        (CHAT, {"user": "ann"}, "user ann"),
+        (CHAT, {"user": "ann", "safety_identifier": "bob"}, "user bob"),
+        ("/v1/responses", {"safety_identifier": "bob"}, "user bob"),
+        ("/v1/completions", {"user": "ann"}, "user ann"),
+        ("/v1/messages", {"metadata": {"user_id": "eve"}}, "user eve"),
+        ("/v1/messages", {}, None),
+        ("/api/chat", {}, None),
+        (CHAT, {}, None),
+    ],
+)
+def test_who_asks(
+    http: httpx2.Client,
+    crafted_model: lib_mlx.Model,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    fields: dict[str, Any],
+    client: str | None,
+) -> None:
+    """The engine, where clients take turns, is told the user, as far as the request names one; else the connection."""
+    engine = get_runtime().engine(crafted_model._handle)
+    seen: list[str] = []
+    prepare = engine.prepare
+
+    def watched(request: Any) -> Any:
+        seen.append(request.client)
+        return prepare(request)
+
+    monkeypatch.setattr(engine, "prepare", watched)
+    said: dict[str, Any] = {"messages": HELLO["messages"]}
+    if path.endswith("responses"):
+        said = {"input": "hello"}
+    elif path.endswith("completions") and path != CHAT:
+        said = {"prompt": "hello"}
+    elif not path.startswith("/api"):
+        said["max_tokens"] = 3
+    for _ in range(2):
+        assert http.post(path, json={"model": "crafted", **said, **fields}).status_code == 200
+    with httpx2.Client(base_url=http.base_url) as other:
+        assert other.post(path, json={"model": "crafted", **said, **fields}).status_code == 200
+    if client is not None:
+        assert seen == [client] * 3
+    else:
+        assert seen[0] == seen[1] != seen[2]
+        assert seen[0].startswith("connection ")
 
 
 def test_two_requests_of_one_id(server: lib_mlx.Server, http: httpx2.Client, crafted_model: lib_mlx.Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import lib_mlx
 from lib_mlx.engine.worker import get_worker
+from lib_mlx.runtime import get_runtime
 from tests.checkpoints import SCRIPTS
 from tests.server.test_server import eventually
 
@@ -143,6 +145,22 @@ def test_stopping_while_a_model_loads(crafted: Path) -> None:
             stopping.result(10)
         blocked.result()
     eventually(lambda: threading.active_count() <= threads + 1)
+
+
+def test_stopping_does_not_wait_for_a_busy_engine(crafted: Path) -> None:
+    """A stop keeps its deadline while the engine is at something long; further models are freed after that."""
+    further = {"model_path": str(crafted), "model_id": "other"}
+    with lib_mlx.load_model(crafted, model_id="own") as model:
+        server = model.start_server(models=[further])
+        registry = get_runtime()._find(model._handle).registry
+        assert registry is not None
+        assert httpx2.post(server.base_url + CHAT, json=hello("other"), timeout=30).status_code == 200
+        busy = get_worker().submit(time.sleep, 4)
+        begun = time.monotonic()
+        get_runtime().stop_server(model._handle, 1.0)
+        assert time.monotonic() < begun + 3
+        assert not busy.done()
+        eventually(lambda: registry.find("other").status == "available", 10)
 
 
 @pytest.mark.parametrize(("profile", "wanted", "given"), [("short", None, 3), ("short", 2, 2), ("short", 50, 3)])

@@ -32,7 +32,7 @@ _PING = encode([{"type": "ping"}])
 async def create_message(request: Request) -> Response:
     """`POST /v1/messages`."""
     body = await read_json(request, MessagesRequest)
-    session = await state_of(request).start(request, body.model, to_generation(body))
+    session = await state_of(request).start(request, body.model, to_generation(body), user=body.caller)
     with session.closed_on_error():
         fold = MessagesFold(
             session.model,

@@ -86,7 +86,7 @@ class OutputConfig(WireModel):
 
 
 class Metadata(WireModel):
-    """Who asks: it changes nothing here."""
+    """Who asks: users take turns."""
 
     user_id: str | None = None
 
@@ -123,6 +123,11 @@ class MessagesRequest(CountTokensRequest):
     container: Any = None
     diagnostics: Any = None
     inference_geo: str | None = None
+
+    @property
+    def caller(self) -> str | None:
+        """Who asks, as far as is said."""
+        return self.metadata.user_id if self.metadata else None
 
     @property
     def omits_thinking(self) -> bool:

@@ -51,8 +51,13 @@ class SamplingFields(WireModel):
     profile: str | None = None
     keep_alive: KeepAlive | None = None
     """When to unload a further model afterwards; as Ollama has it."""
-    # It identifies the caller and changes nothing here, as OpenAI documents it.
     user: str | None = None
+    """Who asks: users take turns."""
+
+    @property
+    def caller(self) -> str | None:
+        """Who asks, as far as is said."""
+        return self.user
 
 
 class CommonFields(SamplingFields):
@@ -62,14 +67,20 @@ class CommonFields(SamplingFields):
     parallel_tool_calls: bool | None = None
     thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    # Fields that identify the caller or hint at caching: they change nothing here, as OpenAI documents them.
     safety_identifier: Annotated[str, Field(max_length=128)] | None = None
+    """OpenAI's newer name for `user`."""
+    # Fields that describe the request or hint at caching: they change nothing here, as OpenAI documents them.
     metadata: Metadata | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     # Fields that are refused unless they ask for what happens anyway.
     store: bool | None = None
     service_tier: str | None = None
+
+    @property
+    def caller(self) -> str | None:
+        """Who asks, as far as is said."""
+        return self.safety_identifier or self.user
 
 
 def refuse_common(body: CommonFields, *, stores: bool = False) -> None:

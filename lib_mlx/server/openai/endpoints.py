@@ -25,7 +25,13 @@ async def chat_completions(request: Request) -> Response:
     body = await read_json(request, chat_request.ChatRequest)
     generation = chat_request.to_generation(body)
     session = await state_of(request).start(
-        request, body.model, generation, choices=body.n or 1, profile=body.profile, keep_alive_s=body.keep_alive
+        request,
+        body.model,
+        generation,
+        choices=body.n or 1,
+        profile=body.profile,
+        keep_alive_s=body.keep_alive,
+        user=body.caller,
     )
     fold = chat.ChatFold(session.model, choices=body.n or 1, include_usage=body.include_usage)
     if body.stream:
@@ -44,10 +50,17 @@ async def create_completion(request: Request) -> Response:
     choices = body.n or 1
     wanted = completions_request.to_generation(body)
     session = await state_of(request).start(
-        request, body.model, wanted, choices=choices, profile=body.profile, keep_alive_s=body.keep_alive
+        request,
+        body.model,
+        wanted,
+        choices=choices,
+        profile=body.profile,
+        keep_alive_s=body.keep_alive,
+        user=body.caller,
     )
     with session.closed_on_error():
-        prompts = completions_request.echoes(body, session, choices)
+        # The tokenizer may be busy with somebody's long prompt: the loop does not wait for it.
+        prompts = await state_of(request).sessions.work(completions_request.echoes, body, session, choices)
         fold = completions.CompletionFold(session.model, prompts, include_usage=body.include_usage)
     if body.stream:
         with session.closed_on_error():

@@ -32,7 +32,7 @@ from lib_mlx.server.openai.responses_request import (
 from lib_mlx.server.openai.truncation import fitted
 from lib_mlx.server.openapi import EVENTS, described
 from lib_mlx.server.sse import EventStreamResponse
-from lib_mlx.server.state import request_id, state_of
+from lib_mlx.server.state import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +90,7 @@ async def create_response(request: Request) -> Response:
     if body.background:
         return await _in_background(request, body, conversation, whole)
     with _prompts_named_input():
-        session = await _started(state, request_id(request), body, conversation, whole)
+        session = await _started(request, body, conversation, whole)
     with session.closed_on_error():
         sampling = session.sampling
         response = new_response(body, session.model, temperature=sampling.temperature, top_p=sampling.top_p)
@@ -111,7 +111,7 @@ async def _in_background(
     """Answer at once; only a model that is ready is asked first whether it takes the request."""
     state = state_of(request)
     entry = await asyncio.to_thread(state.registry.find, body.model)  # may look at the disk
-    starting = asyncio.create_task(_started(state, request_id(request), body, conversation, whole))
+    starting = asyncio.create_task(_started(request, body, conversation, whole))
     temperature = 1.0 if body.temperature is None else body.temperature
     top_p = 1.0 if body.top_p is None else body.top_p
     with contextlib.ExitStack() as stack:
@@ -139,13 +139,15 @@ def _run(
 
 
 async def _started(
-    state: ServerState, key: str, body: ResponsesRequest, conversation: Conversation, whole: GenerationRequest
+    request: Request, body: ResponsesRequest, conversation: Conversation, whole: GenerationRequest
 ) -> Session:
     """Start generating, with what fits of the conversation if it may be truncated."""
-    generation = whole
+    state, generation = state_of(request), whole
     if body.truncation == "auto":
         generation = await _fitted(state, body, conversation, lambda items: to_generation(body, items))
-    return await state.start(key, body.model, generation, profile=body.profile, keep_alive_s=body.keep_alive)
+    return await state.start(
+        request, body.model, generation, profile=body.profile, keep_alive_s=body.keep_alive, user=body.caller
+    )
 
 
 async def _fitted(

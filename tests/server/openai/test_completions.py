@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lib_mlx.errors import Cancelled
 from lib_mlx.generation import Failed, Finished, TextDelta, Timings, Usage
+from lib_mlx.runtime import get_runtime
 from lib_mlx.server.openai.completions import CompletionFold, Echo, render
 from tests.checkpoints import SCRIPTS
 from tests.server.specs import check
@@ -15,6 +18,8 @@ from tests.server.specs import check
 if TYPE_CHECKING:
     import httpx2
     import openai
+
+    import lib_mlx
 
 PROMPT = "<|go:hello|>"  # what the crafted template puts where the answer begins
 HELLO = SCRIPTS["hello"].text()
@@ -94,6 +99,18 @@ def test_tokens_as_prompt(client: openai.OpenAI, http: httpx2.Client) -> None:
     assert "".join(choice.text for chunk in streamed for choice in chunk.choices) == PROMPT + HELLO
     unknown = http.post("/v1/completions", json={"prompt": [10**9]})
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (400, "invalid_argument")
+
+
+def test_echo_while_the_tokenizer_is_busy(http: httpx2.Client, crafted_model: lib_mlx.Model) -> None:
+    """Whoever waits for the text of tokens waits alone."""
+    body = {"prompt": [1, 2, 3], "echo": True, "max_tokens": 2}
+    with ThreadPoolExecutor(1) as pool:
+        with get_runtime().engine(crafted_model._handle)._tokenizer.lock:
+            answer = pool.submit(http.post, "/v1/completions", json=body)
+            time.sleep(0.3)
+            assert http.get("/livez", timeout=3).status_code == 200
+            assert not answer.done()
+        assert answer.result().status_code == 200
 
 
 def test_logprobs(client: openai.OpenAI) -> None:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import numpy as np
 import pytest
 
+import lib_mlx
+from lib_mlx.runtime import get_runtime
 from tests.server.specs import check
+from tests.server.test_server import eventually
 
 if TYPE_CHECKING:
-    import httpx2
+    from pathlib import Path
+
     import openai
 
 
@@ -56,6 +63,38 @@ def test_long_texts(client: openai.OpenAI) -> None:
 def test_tokens(client: openai.OpenAI) -> None:
     """Tokens are texts too, one run or several."""
     assert embed(client, [1, 2, 3])[0] == embed(client, [[1, 2, 3], [4]])[0]
+
+
+def test_suspended(http: httpx2.Client, crafted_model: lib_mlx.Model) -> None:
+    """While the model is suspended nothing is embedded, and what needs no model is answered all the same."""
+    runtime, handle = get_runtime(), crafted_model._handle
+    with ThreadPoolExecutor(10) as pool:
+        runtime.suspend(handle)
+        try:
+            answers = [pool.submit(http.post, "/v1/embeddings", json={"input": "hello"}) for _ in range(10)]
+            eventually(lambda: http.get("/health").json()["in_flight"] == 10)
+            time.sleep(0.3)
+            assert not any(answer.done() for answer in answers)
+            assert http.get("/v1/models", timeout=3).status_code == 200
+        finally:
+            runtime.resume(handle)
+        assert {answer.result().status_code for answer in answers} == {200}
+
+
+def test_stopping(crafted: Path) -> None:
+    """Whoever waits for vectors is told that the server stops."""
+    with lib_mlx.load_model(crafted) as model, ThreadPoolExecutor(8) as pool:
+        server = model.start_server()
+        long = {"input": ["word " * 500] * 500}
+        answers = [
+            pool.submit(httpx2.post, f"{server.base_url}/v1/embeddings", json=long, timeout=30) for _ in range(8)
+        ]
+        eventually(lambda: httpx2.get(f"{server.base_url}/health").json()["in_flight"] == 8)
+        begun = time.monotonic()
+        server.stop()
+        assert time.monotonic() < begun + 3
+        results = [(answer.result().status_code, answer.result().json()["error"]["code"]) for answer in answers]
+        assert results == [(503, "shutting_down")] * 8
 
 
 @pytest.mark.parametrize(
