@@ -24,6 +24,7 @@ from lib_mlx.server.multipart import attach, read_parts
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
+    from pydantic_core import ErrorDetails
     from starlette.requests import Request
 
     from lib_mlx.engine.event_stream import ChoiceEvent
@@ -159,7 +160,7 @@ def validate(kind: type[M], value: dict[str, Any]) -> M:
         return kind.model_validate(value)
     except pydantic.ValidationError as error:
         # A union complains once for each member: what is of the right type, and wrong deep inside, is what was meant.
-        first = max(error.errors(include_url=False), key=lambda item: (not _mistyped(item["type"]), len(item["loc"])))
+        first = max(error.errors(include_url=False), key=lambda item: (not _mistyped(item), len(item["loc"])))
     param = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or _is_field(part))
     kind_of = first["type"]
     if kind_of == "extra_forbidden":
@@ -172,8 +173,10 @@ def validate(kind: type[M], value: dict[str, Any]) -> M:
     raise InvalidArgument(f"Invalid value for {param!r}: {first['msg']}.", param=param)
 
 
-def _mistyped(complaint: str) -> bool:
-    return complaint.endswith("_type") or complaint == "literal_error"
+def _mistyped(complaint: ErrorDetails) -> bool:
+    """Tell whether a union's member complains of what may have been meant for another one."""
+    in_union = not all(isinstance(part, int) or _is_field(part) for part in complaint["loc"])
+    return in_union and (complaint["type"].endswith("_type") or complaint["type"] == "literal_error")
 
 
 def _is_field(part: str) -> bool:
