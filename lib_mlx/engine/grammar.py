@@ -14,6 +14,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from lib_mlx.engine.closed_schema import closed
 from lib_mlx.errors import UnsupportedFeature
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ class GrammarCompiler:
     def _arguments_schema(self, tool: Tool, param: str) -> dict[str, Any]:
         from llguidance import LLMatcher
 
-        schema = {"type": "object", **tool.parameters}
+        schema = closed({"type": "object", **tool.parameters})
         try:
             self._compile(LLMatcher.grammar_from_json_schema(json.dumps(schema), _JSON), param)
         except UnsupportedFeature:
@@ -223,7 +224,7 @@ def _calls(*, parallel: bool) -> str:
 def _json_form(constraint: Constraint) -> dict[str, Any]:
     """Return the schema of a JSON form."""
     form: dict[str, Any] = constraint.value if constraint.kind == "json_schema" else {"type": "object"}
-    return form
+    return closed(form)
 
 
 def _without_markers(tokenizer: str) -> str:

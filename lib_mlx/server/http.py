@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
     from pydantic import GetCoreSchemaHandler
-    from pydantic_core import CoreSchema
+    from pydantic_core import CoreSchema, ErrorDetails
     from starlette.requests import Request
 
     from lib_mlx.engine.event_stream import ChoiceEvent
@@ -206,8 +206,8 @@ def validate(kind: type[M], value: dict[str, Any]) -> M:
     try:
         return kind.model_validate(value)
     except pydantic.ValidationError as error:
-        # Of a union's complaints the deepest one is about what the client meant.
-        first = max(error.errors(include_url=False), key=lambda item: len(item["loc"]))
+        # A union complains once for each member: what is of the right type, and wrong deep inside, is what was meant.
+        first = max(error.errors(include_url=False), key=lambda item: (not _mistyped(item), len(item["loc"])))
     param = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or _is_field(part))
     kind_of = first["type"]
     if kind_of == "extra_forbidden":
@@ -220,9 +220,22 @@ def validate(kind: type[M], value: dict[str, Any]) -> M:
     raise InvalidArgument(f"Invalid value for {param!r}: {first['msg']}.", param=param)
 
 
+def _mistyped(complaint: ErrorDetails) -> bool:
+    """Tell whether a union's member complains of what may have been meant for another one."""
+    in_union = not all(isinstance(part, int) or _is_field(part) for part in complaint["loc"])
+    return in_union and (complaint["type"].endswith("_type") or complaint["type"] == "literal_error")
+
+
 def _is_field(part: str) -> bool:
     """Tell a field's name from a union member's, which pydantic puts into the path too."""
-    members = {"str", "int", "float", "bool", *(kind.__name__ for kind in WireModel.__subclasses__())}
+    members = {
+        "str",
+        "constrained-str",
+        "int",
+        "float",
+        "bool",
+        *(kind.__name__ for kind in WireModel.__subclasses__()),
+    }
     return part not in members and "[" not in part
 
 

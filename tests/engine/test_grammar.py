@@ -80,6 +80,17 @@ def test_other_forms(model: EngineModel, constraint: Constraint, pattern: str) -
     assert re.fullmatch(pattern, run.text)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_no_property_is_invented(model: EngineModel, seed: int) -> None:
+    """A schema that says nothing of further properties gets an answer without any, and one that ends."""
+    value = {**CITY}
+    del value["additionalProperties"]
+    sampling = SamplingParams(temperature=60.0, seed=seed)
+    run = Run(model, "hello", constraint=schema(value), sampling=sampling, max_tokens=400).wait()
+    assert run.end.reason == "stop"
+    assert set(json.loads(run.text)) == {"city", "size"}
+
+
 def test_any_object(model: EngineModel) -> None:
     """`json_object` gives an object, even one cut short begins as one."""
     run = Run(model, "hello", constraint=Constraint("json_object"), sampling=HOT, max_tokens=300).wait()

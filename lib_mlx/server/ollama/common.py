@@ -11,7 +11,7 @@ from pydantic import Field
 from lib_mlx.config import KeepAlive
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.generation import Constraint, SamplingParams
-from lib_mlx.server.fields import Penalty, Probability, RepetitionPenalty, Temperature, refuse, refuse_unless
+from lib_mlx.server.fields import Penalty, Probability, RepetitionPenalty, refuse, refuse_unless
 from lib_mlx.server.http import WireModel
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ _TAG = ":latest"
 class Options(WireModel):
     """`options` of a request."""
 
-    temperature: Temperature | None = None
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """As high as the engine takes it: Ollama has no bound."""
     top_k: Annotated[int, Field(ge=0)] | None = None
     top_p: Probability | None = None
     min_p: Probability | None = None

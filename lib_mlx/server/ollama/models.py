@@ -9,9 +9,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
+from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from lib_mlx.errors import LibMlxError
+from lib_mlx.errors import InvalidArgument, LibMlxError
 from lib_mlx.server.http import JsonResponse, WireModel, read_json
 from lib_mlx.server.ollama.common import bare_name, timestamp
 from lib_mlx.server.openapi import described
@@ -84,11 +85,14 @@ def _ps(registry: Registry) -> list[dict[str, Any]]:
 async def show(request: Request) -> Response:
     """`POST /api/show`: what a model's files say."""
     body = await read_json(request, ShowBody)
-    return JsonResponse(await asyncio.to_thread(_show, state_of(request).registry, body.model or body.name))
+    name = body.model or body.name
+    if name is None:
+        raise InvalidArgument("The field 'model' is required.", param="model")
+    return JsonResponse(await asyncio.to_thread(_show, state_of(request).registry, name))
 
 
-def _show(registry: Registry, name: str | None) -> dict[str, Any]:
-    entry = registry.find(bare_name(name) if name else None)
+def _show(registry: Registry, name: str) -> dict[str, Any]:
+    entry = registry.find(bare_name(name))
     facts = registry.facts(entry)
     family = facts.family
     return {
@@ -108,6 +112,12 @@ def _show(registry: Registry, name: str | None) -> dict[str, Any]:
         },
         "capabilities": [*facts.capabilities],
     }
+
+
+@described(answers=("text/plain",))
+async def greet(_request: Request) -> Response:
+    """`GET /`: what Ollama's clients ask for, its command line too, to know that somebody is there."""
+    return PlainTextResponse("Ollama is running")
 
 
 async def tell_version(_request: Request) -> Response:
@@ -150,6 +160,7 @@ def _digest(entry: ModelEntry, facts: ModelFacts) -> str:
 def routes() -> list[Route]:
     """Return the routes."""
     return [
+        Route("/", greet, methods=["GET"]),
         Route("/api/tags", tags, methods=["GET"]),
         Route("/api/ps", ps, methods=["GET"]),
         Route("/api/show", show, methods=["POST"]),

@@ -48,7 +48,7 @@ def new_response(body: ResponsesRequest, model: str, *, temperature: float, top_
         "metadata": body.metadata or {},
         "safety_identifier": body.safety_identifier,
         "prompt_cache_key": body.prompt_cache_key,
-        "user": body.user,
+        **({} if body.user is None else {"user": body.user}),  # no field of Open Responses, and never null in OpenAI's
     }
 
 

@@ -154,6 +154,13 @@ def test_format(client: ollama.Client, streamed: bool) -> None:
         assert text.startswith("{")
 
 
+def test_a_temperature_may_be_above_two(client: ollama.Client) -> None:
+    """Ollama has no upper bound; the engine's is far away, and told of."""
+    assert client.generate("crafted", "loop", options={"temperature": 5.0, "num_predict": 5}).eval_count
+    with pytest.raises(ollama.ResponseError, match="from 0 to 1000"):
+        client.generate("crafted", "loop", options={"temperature": 1e300, "num_predict": 5})
+
+
 def test_options(client: ollama.Client) -> None:
     """Length, stop and seed do what they say."""
     short = client.generate("crafted", "loop", options={**GREEDY, "num_predict": 5})

@@ -42,6 +42,19 @@ def test_show(client: ollama.Client) -> None:
     assert caught.value.status_code == 404
 
 
+def test_show_needs_a_model(http: httpx2.Client) -> None:
+    """Ollama has no default model, nor has this dialect."""
+    answer = http.post("/api/show", json={})
+    assert (answer.status_code, answer.json()["error"]) == (400, "The field 'model' is required.")
+
+
+@pytest.mark.parametrize(("method", "text"), [("GET", "Ollama is running"), ("HEAD", "")])
+def test_the_greeting(http: httpx2.Client, method: str, text: str) -> None:
+    """Ollama's clients look at the root before anything else."""
+    answer = http.request(method, "/")
+    assert (answer.status_code, answer.text) == (200, text)
+
+
 def test_ps(crafted: Path) -> None:
     """The models in memory and until when: the host's own for ever, a further one as its request says."""
     with (

@@ -311,6 +311,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": []}, "invalid_argument", "messages"),
     ({"messages": [{"role": "alien", "content": "x"}]}, "invalid_argument", "messages.0.role"),
     ({"messages": [{"role": "user"}]}, "invalid_argument", "messages.0.content"),
+    ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "invalid_argument", "tools.0.type"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_argument", "messages.0.tool_call_id"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "invalid_argument", "messages.0.content.0.text"),
     (

@@ -119,3 +119,22 @@ def test_refusals(http: httpx2.Client, fields: dict[str, Any], code: str) -> Non
     answer = http.post("/v1/embeddings", json={"input": "hello", **fields})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, code)
     assert http.get("/health").json()["in_flight"] == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param", "said"),
+    [
+        ([], "input", "at least 1 item"),
+        ("", "input", "at least 1 character"),
+        (["a"] * 2049, "input", "at most 2048 items"),
+        (["a", ""], "input.1", "at least 1 character"),
+        ([1, -1], "input.1", "greater than or equal to 0"),
+    ],
+)
+def test_what_is_wrong_is_told_of_the_shape_that_was_sent(
+    http: httpx2.Client, wrong: Any, param: str, said: str
+) -> None:
+    """Of the four shapes an input may have, the complaint is about the one it has."""
+    error = http.post("/v1/embeddings", json={"input": wrong}).json()["error"]
+    assert error["param"] == param
+    assert said in error["message"]

@@ -143,6 +143,7 @@ def test_what_is_echoed_in_another_shape() -> None:
     assert first.response["tool_choice"] == {"type": "function", "name": "get_weather"}
     assert first.response["reasoning"] == {"effort": "low", "summary": None, "context": "current_turn"}
     assert first.response["text"] == {"format": {**form, "description": None, "strict": True}}
+    assert (second.response["user"], "user" in first.response) == ("u", False)
     assert second.response["tool_choice"] == {
         "type": "allowed_tools",
         "mode": "required",
