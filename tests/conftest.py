@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import build_ffi
 from tests.checkpoints import build
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ def crafted_family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
 def crafted(crafted_family: Callable[[str], Path]) -> Path:
     """The crafted checkpoint of the qwen family."""
     return crafted_family("qwen")
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """liblib_mlx of this checkout, up to date."""
+    return build_ffi.main()[0]
 
 
 @pytest.fixture(scope="session")

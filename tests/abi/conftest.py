@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
-import build_ffi
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -81,12 +79,6 @@ def compile_c(source: Path, output: Path, *flags: str, compiler: str = "cc") -> 
     command = [compiler, *STRICT, f"-I{ROOT / 'include'}", str(source), *flags, "-o", str(output)]
     result = run([*command])
     assert result.returncode == 0, result.stderr
-
-
-@pytest.fixture(scope="session")
-def library() -> Path:
-    """liblib_mlx of this checkout, up to date."""
-    return build_ffi.main()[0]
 
 
 @pytest.fixture(scope="session")
