@@ -77,6 +77,13 @@ extern "C" {
  *                       tenth of the machine's memory, whichever is less
  *     prefix_cache_path   string: a directory that keeps it across restarts
  *     wait              bool (true): false returns at once; poll lib_mlx_server_status() for progress
+ *     isolation         "none" | "process": run engine and server in a child process of this one, which a crash of
+ *                       theirs, or of a GPU driver, does not end: the model is "failed" then (`engine_died`), its
+ *                       server's address answers so, and a new load works. The child never outlives this process
+ *     log_file          string: append what the library does to this file, until the unload; what is asked and
+ *                       answered is not in it
+ *     log_level         "debug" | "info" | "warning" | "error" ("info"): what the file is told; "debug" has a line
+ *                       per request
  *
  * Keys may also be written in camelCase. An unknown key is an error that names it.
  * Answer: {"ok": true, "handle": 1, "status": "ready" | "loading" | "failed", "model_id": "..."}; handles are
@@ -92,6 +99,8 @@ LIB_MLX_API char *lib_mlx_load_model(const char *config_json);
  *     port         integer (0): 0 picks a free port
  *     model_id     string: the name clients use; the model's own if not given
  *     uds          string: path of a Unix socket to listen on instead, open to this user alone
+ *     suspended_requests  "wait" | "fail": while the model is suspended requests wait, also those under way, or end
+ *                  with the error `suspended`
  *     queue_limit  integer (64): requests in flight at once; one more is answered 429 `queue_full`
  *     api_key      string: what clients must send as `Authorization: Bearer ...` or `x-api-key`; "auto" makes one up
  *     allowed_hosts    [string]: names the Host header may have beside addresses, localhost and `host`; "*" is any
@@ -131,7 +140,7 @@ LIB_MLX_API char *lib_mlx_stop_server(int64_t handle);
  *          "server": {"status", "host", "port", "base_url", "model_id", "uds", "api_key": null}}
  *     model.status   "loading" | "ready" | "suspended" | "stalled" | "unloading" | "failed"
  *     model.progress 0 to 1, meaningful while loading; model.stage says what is being done
- *     model.error    null, or the error object of a failed load
+ *     model.error    null, or the error object of a failed load, or of an engine's process that died
  *     model.device   "cpu" | "gpu"; this and the rest are null until the model is loaded
  *     model.weights  "float32" | "float16" | "bfloat16" | "quantized": how they are kept in memory
  *     model.blas     the library that is used on the CPU in place of MLX's own slow one; null: MLX as shipped
@@ -148,9 +157,10 @@ LIB_MLX_API char *lib_mlx_server_status(int64_t handle);
  * Blocks: at most about 10 seconds. */
 LIB_MLX_API char *lib_mlx_unload_model(int64_t handle);
 
-/* Ends all GPU work of a model until lib_mlx_resume(): for an app that goes to the background or a machine about
- * to sleep. The model stays in memory, its server goes on accepting requests, and requests, also those under way,
- * wait. Suspending twice is fine.
+/* Ends all GPU work of a model, and of the further ones of its server, until lib_mlx_resume(): for an app that goes
+ * to the background or a machine about to sleep. Models stay in memory (a load on demand that is under way is given
+ * up and begins again), the server goes on accepting requests, and requests, also those under way, wait, or fail if
+ * `suspended_requests` says so. Suspending twice is fine.
  *
  * Answer: {"ok": true, "handle": 1, "status": "suspended"}
  * Errors: invalid_handle, model_loading, shutting_down, and those of the load, if it failed.
@@ -194,6 +204,7 @@ LIB_MLX_API void lib_mlx_free(void *ptr);
  *     insufficient_memory     the model does not fit into memory
  *     load_cancelled          the load was cancelled by lib_mlx_unload_model() or lib_mlx_shutdown()
  *     model_loading           the model is not ready yet
+ *     engine_died             the process that ran the model (`isolation`) has ended
  *     address_in_use          the requested port is taken
  *     server_start_failed     the server could not start
  *     shutting_down           the process is ending

@@ -5,7 +5,6 @@ Thin over `lib_mlx.runtime`. Keys and codes are documented in include/lib_mlx.h.
 
 from __future__ import annotations
 
-import enum
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_mlx.config import LoadConfig, ServerConfig, parse_config
 from lib_mlx.errors import Internal, InvalidHandle, LibMlxError
+from lib_mlx.operations import Operation
 from lib_mlx.runtime import get_runtime
 
 if TYPE_CHECKING:
@@ -27,19 +27,6 @@ BACKEND_ABI = 1
 
 EXIT_DEADLINE_S = 2.5
 """How long the host's exit() may wait for generation to end; native/backend.c gives up after 3 seconds."""
-
-
-class Operation(enum.IntEnum):
-    """`enum lm_operation` of native/backend.h."""
-
-    LOAD_MODEL = 0
-    START_SERVER = 1
-    STOP_SERVER = 2
-    UNLOAD_MODEL = 3
-    SUSPEND = 4
-    RESUME = 5
-    SHUTDOWN = 6
-    EXIT = 7
 
 
 def own_interpreter() -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CpuWeights = Literal["auto", "float32", "quantized"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -101,6 +102,13 @@ class LoadConfig(EngineConfig):
     """Load image and audio encoders at their first use. Text models have none."""
     wait: bool = True
     """False: return at once; poll `server_status` for `progress`."""
+    isolation: Literal["none", "process"] = "none"
+    """"process": engine and server run in a child process, whose death this one survives. It needs the server: the
+    Python API cannot generate without it."""
+    log_file: Annotated[str, Field(min_length=1)] | None = None
+    """Append what the library does to this file, until the unload. What is asked and answered is not in it."""
+    log_level: LogLevel = "info"
+    """What `log_file` is told; "debug" has a line per request."""
 
 
 class ServedModel(EngineConfig):
@@ -140,6 +148,8 @@ class ServerConfig(_Config):
     """The name clients use; the model's own if not given."""
     queue_limit: Annotated[int, Field(ge=1)] = 64
     """Requests in flight at once, running and waiting; one more is answered 429 `queue_full`."""
+    suspended_requests: Literal["wait", "fail"] = "wait"
+    """While the model is suspended requests wait, also those under way; or end with 503 `suspended`."""
     api_key: Annotated[str, Field(min_length=1, pattern=r"^[\x21-\x7e]+$")] | None = None
     """What clients must send as `Authorization: Bearer …` or `x-api-key`; "auto" makes one up, told once."""
     allowed_hosts: list[Annotated[str, Field(min_length=1)]] = []

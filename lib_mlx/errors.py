@@ -25,6 +25,7 @@ LibMlxError
 ├── Cancelled              cancelled               499  the request was cancelled before it finished
 ├── Internal               internal                500  a defect in lib_mlx
 ├── Suspended              suspended               503  the model is suspended by its host
+├── EngineDied             engine_died             503  the process that ran the model has ended
 ├── ModelLoading           model_loading           503  the model is not ready yet
 ├── ShuttingDown           shutting_down           503  the server or process is stopping
 ├── InsufficientMemory     insufficient_memory     507  the model or request does not fit into memory
@@ -205,6 +206,12 @@ class Suspended(LibMlxError):
     code, http_status = "suspended", 503
 
 
+class EngineDied(LibMlxError):
+    """The process that ran the model has ended; the message says how. Load it again."""
+
+    code, http_status = "engine_died", 503
+
+
 class ModelLoading(LibMlxError):
     """The model is not ready yet."""
 
@@ -257,3 +264,9 @@ class ServerStartFailed(LibMlxError):
     """The server could not start."""
 
     code, http_status = "server_start_failed", 500
+
+
+def error_from_json(error: ErrorObject) -> LibMlxError:
+    """Return the error that `LibMlxError.to_json` made `error` of; of an unknown code, `Internal`."""
+    known = {kind.code: kind for kind in LibMlxError.__subclasses__()}
+    return known.get(error["code"], Internal)(error["message"], hint=error["hint"])

@@ -172,6 +172,11 @@ class EngineModel:
         """Return the text of `tokens`, special ones included."""
         return self._preparer.decode(tokens)
 
+    @property
+    def suspended(self) -> bool:
+        """Whether nothing is evaluated."""
+        return self._scheduler.suspended
+
     def suspend(self) -> None:
         """Evaluate nothing more until `resume`; requests wait. Returns when the running step has ended.
 

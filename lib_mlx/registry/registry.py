@@ -1,13 +1,15 @@
 """The models of one server: which there are, loaded when they are asked for, kept by use, given up for memory.
 
 ```
-available ──► loading ──► ready ──► unloading ──► available
+available ──► loading ──► ready ⇄ suspended
+                 │          └──► unloading ──► available
                  └──► failed (tried again when it is asked for again)
 ```
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -76,11 +78,17 @@ class Registry:
         self._listeners: list[Callable[[ModelEntry], None]] = []
         self._keeper: threading.Thread | None = None
         self._closed = False
+        self._suspended = False
 
     def add(self, spec: ModelSpec) -> None:
         """Make a model known, to be loaded at its first use."""
         with self._changed:
             self._slots.setdefault(spec.id, Slot(spec))
+
+    def add_failed(self, spec: ModelSpec, error: LibMlxError) -> None:
+        """Make a model known that its host could not keep: whoever asks for it gets `error`."""
+        with self._changed:
+            self._slots[spec.id] = Slot(spec, owned=False, status="failed", error=error)
 
     def add_loaded(self, spec: ModelSpec, engine: EngineModel, created: int) -> None:
         """Make a model known that its host has loaded, and alone unloads."""
@@ -142,11 +150,14 @@ class Registry:
         Raises:
             ModelNotFound, ShuttingDown: at once; `find` makes models known that appeared since. What goes wrong with
                 a load is the future's exception.
+            LibMlxError: the model is its host's, and failed.
         """
         wanted: Future[Lease] = Future()
         with self._changed:
             self._refuse_if_closed()
             slot = self._find(name)
+            if slot.error is not None and not slot.owned:
+                raise slot.error.copy()
             slot.waiting.append(wanted)
             if slot.status == "ready":
                 self._hand_out(slot)
@@ -191,6 +202,47 @@ class Registry:
                 return
             slot.status = "unloading"
         self._unload(slot)
+
+    def suspend(self) -> None:
+        """Evaluate nothing more until `resume`. Returns when the running step has ended.
+
+        Loaded models are suspended; loads under way are given up, and begin again.
+        """
+        with self._changed:
+            self._suspended = True
+            for slot in self._slots.values():
+                if slot.status == "loading":
+                    slot.postponed = True
+                    slot.cancelled.set()
+        self._pass_on()
+
+    def resume(self) -> None:
+        """Go on where `suspend` stopped."""
+        with self._changed:
+            self._suspended = False
+            for slot in self._slots.values():
+                if slot.waiting and slot.status in {"available", "failed"}:
+                    self._start_load(slot)
+        self._pass_on()
+
+    @property
+    def suspended(self) -> bool:
+        """Whether nothing is evaluated."""
+        return self._suspended
+
+    def _pass_on(self) -> None:
+        """Have the loaded models do as the registry does."""
+        with self._changed:
+            ready = [slot for slot in self._slots.values() if slot.status == "ready"]
+        for slot in ready:
+            if (engine := slot.engine) is not None:
+                with contextlib.suppress(ShuttingDown):  # it is being unloaded
+                    self._match_suspension(engine)
+                self._publish(slot)
+
+    def _match_suspension(self, engine: EngineModel) -> None:
+        while engine.suspended != (wanted := self._suspended):  # which may change meanwhile
+            engine.suspend() if wanted else engine.resume()
 
     def close(self) -> None:
         """Unload what was loaded here and refuse what comes. Blocks, 5 s at most for loads to notice.
@@ -237,8 +289,11 @@ class Registry:
     # Loading
 
     def _start_load(self, slot: Slot) -> None:
+        if self._suspended:  # `resume` starts it
+            return
         slot.status, slot.progress, slot.stage, slot.error = "loading", 0.0, "", None
         slot.cancelled.clear()
+        slot.postponed = False
         threading.Thread(target=self._load, args=(slot,), name=f"lib_mlx-load-{slot.spec.id}", daemon=True).start()
 
     def _load(self, slot: Slot) -> None:
@@ -261,6 +316,7 @@ class Registry:
 
     def _loaded(self, slot: Slot, engine: EngineModel) -> None:
         """Take in what was loaded; raises ShuttingDown if nobody wants it any more."""
+        self._match_suspension(engine)
         with self._changed:
             wanted = not self._closed
             if wanted:
@@ -274,13 +330,21 @@ class Registry:
         if not wanted:
             engine.unload()
             raise _stopping()
+        self._pass_on()  # it may have changed meanwhile
         self._publish(slot)
 
     def _failed(self, slot: Slot, error: Exception) -> None:
         known = error if isinstance(error, LibMlxError) else LibMlxError(f"The load failed: {error}.")
+        waiting: list[Future[Lease]] = []
         with self._changed:
-            slot.status, slot.error, slot.bytes = "failed", known.copy(), 0
-            waiting, slot.waiting = slot.waiting, []
+            slot.bytes = 0
+            if slot.postponed and not self._closed:
+                slot.status, slot.progress = "available", 0.0
+                if slot.waiting:
+                    self._start_load(slot)  # unless that is still to wait
+            else:
+                slot.status, slot.error = "failed", known.copy()
+                waiting, slot.waiting = slot.waiting, []
             self._changed.notify_all()
         for wanted in waiting:
             if wanted.set_running_or_notify_cancel():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lib_mlx.errors import ErrorObject, LibMlxError
     from lib_mlx.registry.registry import Lease
 
-State = Literal["available", "loading", "ready", "unloading", "failed"]
+State = Literal["available", "loading", "ready", "suspended", "unloading", "failed"]
 FOREVER = float("inf")
 
 
@@ -61,6 +61,11 @@ class ModelEntry:
         """The name clients use."""
         return self.spec.id
 
+    @property
+    def loaded(self) -> bool:
+        """Whether it is in memory, to be used."""
+        return self.status in {"ready", "suspended"}
+
 
 @dataclass(eq=False)
 class Slot:
@@ -70,6 +75,7 @@ class Slot:
     owned: bool = True
     """Whether this registry loads and unloads it."""
     status: State = "available"
+    """Never "suspended", which is the engine's to say."""
     progress: float = 0.0
     stage: str = ""
     engine: EngineModel | None = None
@@ -82,6 +88,8 @@ class Slot:
     error: LibMlxError | None = None
     waiting: list[Future[Lease]] = field(default_factory=list)
     cancelled: threading.Event = field(default_factory=threading.Event)
+    postponed: bool = False
+    """Its load was cancelled only for the time being."""
 
     @property
     def evictable(self) -> bool:
@@ -98,7 +106,7 @@ class Slot:
         left = self.expires_at - time.monotonic()
         return ModelEntry(
             spec=self.spec,
-            status=self.status,
+            status="suspended" if self.status == "ready" and self.engine and self.engine.suspended else self.status,
             progress=self.progress,
             stage=self.stage,
             engine=self.engine,

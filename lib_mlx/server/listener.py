@@ -20,8 +20,11 @@ from lib_mlx.server.connections import MAX_HEAD_BYTES, BoundedProtocol
 from lib_mlx.server.state import ServerState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lib_mlx.config import ServerConfig
     from lib_mlx.registry import Registry
+    from lib_mlx.server.news import Handles
 
 log = logging.getLogger(__name__)
 for _name in ("uvicorn.error", "python_multipart"):  # complaints of clients: nothing that a host must read on stderr
@@ -53,14 +56,14 @@ class _Server(uvicorn.Server):
 
 
 class Listener:
-    """Serves `registry` at the address of `config`. `start` once, `stop` once; any thread."""
+    """Serves `registry` at the address of `config`, and tells of `handles`. `start` once, `stop` once; any thread."""
 
-    def __init__(self, registry: Registry, config: ServerConfig) -> None:
+    def __init__(self, registry: Registry, config: ServerConfig, handles: Handles) -> None:
         self._socket = _bind(config.host, config.port) if config.uds is None else _bind_unix(Path(config.uds))
         self.host = config.host
         self.uds = config.uds
         self.port: int = self._socket.getsockname()[1] if config.uds is None else 0
-        self._state = ServerState(registry, config)
+        self._state = ServerState(registry, config, handles)
         options = uvicorn.Config(
             create_app(self._state),
             loop="asyncio",
@@ -103,18 +106,31 @@ class Listener:
 
         Blocks for `deadline_s` at most, plus one second in which connections are cut.
         """
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            try:
-                loop.call_soon_threadsafe(self._state.close)
-            except RuntimeError:
-                log.debug("the loop closed meanwhile")
+        self._call(self._state.close)
         self._server.should_exit = True
         self._thread.join(deadline_s)
         if self._thread.is_alive():
             self._server.force_exit = True
             self._thread.join(1)
         return not self._thread.is_alive()
+
+    def suspend(self) -> None:
+        """Evaluate nothing for any of the models until `resume`; requests wait or fail, as configured."""
+        self._state.registry.suspend()
+        self._call(self._state.sessions.suspended)
+
+    def resume(self) -> None:
+        """Go on."""
+        self._state.registry.resume()
+
+    def _call(self, function: Callable[[], None]) -> None:
+        """Have the loop call `function`, if it still runs."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(function)
+            except RuntimeError:
+                log.debug("the loop closed meanwhile")
 
     def _run(self) -> None:
         try:

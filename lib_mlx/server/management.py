@@ -17,6 +17,7 @@ from lib_mlx.server.openai.models import model_object
 from lib_mlx.server.openapi import EVENTS, described
 from lib_mlx.server.sse import KEEP_ALIVE_S, sse
 from lib_mlx.server.state import state_of
+from lib_mlx.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,15 +34,21 @@ async def live(_request: Request) -> Response:
 
 @described(statuses=(200, 503))
 async def health(request: Request) -> Response:
-    """`GET /health`: 200 if requests are answered now; 503 while the engine has been at one step for too long."""
+    """`GET /health`: 200 if requests are answered now; 503 while they are not, and why."""
     state = state_of(request)
     models = state.registry.known()
     stalled = any(entry.engine is not None and entry.engine.stalled for entry in models)
-    status = "stopping" if state.sessions.closing else "stalled" if stalled else "ok"
+    states = {
+        "stopping": state.sessions.closing,
+        "suspended": state.registry.suspended,
+        "stalled": stalled,
+        "failed": any(entry.status == "failed" and entry.spec.pinned for entry in models),
+    }
+    status = next((name for name, holds in states.items() if holds), "ok")
     return JsonResponse(
         {
             "status": status,
-            "models": [entry.id for entry in models if entry.status == "ready"],
+            "models": [entry.id for entry in models if entry.loaded],
             "in_flight": state.sessions.in_flight,
             "uptime_s": round(time.monotonic() - state.started, 3),
         },
@@ -72,15 +79,24 @@ async def status(request: Request) -> Response:
 
 @described(answers=(EVENTS,))
 async def events(request: Request) -> Response:
-    """`GET /v1/events`: server-sent events `model`, with every model's state and then every change of one."""
+    """`GET /v1/events`: server-sent events `model` and `handle`: every one's state, then every change.
+
+    Models are the server's; handles are those of the process that runs it, also without a server, as
+    `lib_mlx_server_status` reports them.
+    """
     return StreamingResponse(
         _events(state_of(request)), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
     )
 
 
 async def _events(state: ServerState) -> AsyncIterator[bytes]:
-    async for entry in state.news.read(KEEP_ALIVE_S):
-        yield b": keep-alive\n\n" if entry is None else sse(model_object(entry), "model")
+    async for change in state.news.read(KEEP_ALIVE_S):
+        if change is None:
+            yield b": keep-alive\n\n"
+        elif isinstance(change, Status):
+            yield sse(change.to_json(), "handle")
+        else:
+            yield sse(model_object(change), "model")
 
 
 @described(answers=("text/plain",))

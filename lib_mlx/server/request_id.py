@@ -1,8 +1,10 @@
-"""Each request has an id: the client's `X-Request-Id`, or a fresh one. It is answered in the same header."""
+"""Each request has an id: the client's `X-Request-Id`, or a fresh one. It stands in the answer's header and the log."""
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -11,6 +13,8 @@ from lib_mlx.server.fields import new_id
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
 
 _VALID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
@@ -30,8 +34,18 @@ class RequestIdMiddleware:
         request_id = given if _VALID.fullmatch(given) else new_id("req")
         scope.setdefault("state", {})["request_id"] = request_id
 
+        begun = time.monotonic()
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                log.debug(
+                    "%s: %s %s %d after %.0f ms",
+                    request_id,
+                    scope["method"],
+                    scope["raw_path"].decode("ascii", "backslashreplace"),  # as it was sent: without line breaks
+                    message["status"],
+                    (time.monotonic() - begun) * 1000,
+                )
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
                 headers["Request-Id"] = request_id  # where Anthropic's clients look

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lib_mlx.engine.event_stream import Choices, LoopOutlet
-from lib_mlx.errors import Cancelled, ModelNotFound, ShuttingDown
+from lib_mlx.errors import Cancelled, ModelNotFound, ShuttingDown, Suspended
 from lib_mlx.generation import Failed, Finished
 from lib_mlx.server.admission import Admission
 from lib_mlx.server.fields import new_id
@@ -33,7 +33,7 @@ _EMBEDDING_THREADS = 4  # they wait for the engine
 class Sessions:
     """The generations of one server. Belongs to its event loop."""
 
-    def __init__(self, registry: Registry, queue_limit: int) -> None:
+    def __init__(self, registry: Registry, queue_limit: int, *, fail_suspended: bool = False) -> None:
         self.metrics = Metrics()
         self._registry = registry
         self._admission = Admission(queue_limit)
@@ -41,6 +41,7 @@ class Sessions:
         self._open: dict[str, Session] = {}
         self._waiting: set[asyncio.Future[Any]] = set()
         self._closing = False
+        self._fail_suspended = fail_suspended
         # Templates and tokenisers take CPU time and one lock per model: one thread, off the loop.
         self._pool = ThreadPoolExecutor(1, "lib_mlx-prepare")
         self._embedding = ThreadPoolExecutor(_EMBEDDING_THREADS, "lib_mlx-embed")
@@ -69,11 +70,12 @@ class Sessions:
             keep_alive_s: when to unload the model afterwards; None: as it is configured.
 
         Raises:
-            QueueFull, ShuttingDown, ModelNotFound: it was not admitted.
+            QueueFull, ShuttingDown, Suspended, ModelNotFound: it was not admitted.
             LibMlxError: the model cannot be loaded, or refuses it.
         """
         async with self.lease(name) as lease:
             prepared = [await self.work(lease.engine.prepare, request) for request in requests]
+            self._refuse_if_resting()  # it may have come meanwhile, and nobody would end what begins after it
             if self._outlet is None:
                 self._outlet = LoopOutlet(asyncio.get_running_loop())
             events = Choices(self._outlet, choices * len(prepared))
@@ -87,12 +89,12 @@ class Sessions:
     @contextlib.asynccontextmanager
     async def lease(self, name: str | None) -> AsyncIterator[KeptLease]:
         """Admit a request and use its model, loaded first if need be; both end with the block unless kept."""
-        self._refuse_if_closing()
+        self._refuse_if_resting()
         self._admission.enter()
         kept = None
         try:
             kept = KeptLease(await self._lease(name))
-            self._refuse_if_closing()
+            self._refuse_if_resting()
             yield kept
         finally:
             if kept is None or not kept.kept:
@@ -114,17 +116,17 @@ class Sessions:
 
     async def work(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call `function` on the thread that prepares requests: for what would hold up the loop."""
-        self._refuse_if_closing()
+        self._refuse_if_resting()
         return await self._wait_for(self._pool.submit(function, *arguments))
 
     async def embed(
         self, engine: EngineModel, text: str | Sequence[int], *, truncate: bool, cancelled: Callable[[], bool]
     ) -> tuple[list[float], int]:
         """Embed on a thread of its own; see `EngineModel.embed`."""
-        self._refuse_if_closing()
+        self._refuse_if_resting()
 
         def embed() -> tuple[list[float], int]:
-            return engine.embed(text, truncate=truncate, cancelled=lambda: self._closing or cancelled())
+            return engine.embed(text, truncate=truncate, cancelled=lambda: self._resting or cancelled())
 
         return await self._wait_for(self._embedding.submit(embed))
 
@@ -142,15 +144,23 @@ class Sessions:
         """Return the session of a request in flight."""
         return self._open.get(request_id)
 
+    def suspended(self) -> None:
+        """End the requests under way if they are not to wait; called when the registry is suspended."""
+        if self._resting:
+            self._end(_suspended)
+
     def close(self) -> None:
         """Refuse new requests and end the running ones with `shutting_down`."""
         self._closing = True
-        for session in list(self._open.values()):
-            session.end(_stopping())
-        for future in self._waiting:
-            future.cancel()
+        self._end(_stopping)
         for pool in (self._pool, self._embedding):
             pool.shutdown(wait=False, cancel_futures=True)
+
+    def _end(self, why: Callable[[], LibMlxError]) -> None:
+        for session in list(self._open.values()):
+            session.end(why())
+        for future in self._waiting:
+            future.cancel()
 
     async def _wait_for(self, future: Future[T]) -> T:
         waiting = asyncio.wrap_future(future)
@@ -158,14 +168,18 @@ class Sessions:
         try:
             return await waiting
         except asyncio.CancelledError:
-            self._refuse_if_closing()
+            self._refuse_if_resting()
             raise
         finally:
             self._waiting.discard(waiting)
 
-    def _refuse_if_closing(self) -> None:
-        if self._closing:
-            raise _stopping()
+    @property
+    def _resting(self) -> bool:
+        return self._closing or (self._fail_suspended and self._registry.suspended)
+
+    def _refuse_if_resting(self) -> None:
+        if self._resting:
+            raise _stopping() if self._closing else _suspended()
 
     def forget(self, session: Session) -> None:
         """Count `session` out; called once by `Session.close`."""
@@ -296,6 +310,10 @@ class Session:
             self.cancel(Cancelled("The client went away."))
         self._lease.release(self._keep_alive_s)
         self._owner.forget(self)
+
+
+def _suspended() -> Suspended:
+    return Suspended("The model is suspended by its host.", hint="Try again when it goes on.", retry_after=1)
 
 
 def _stopping() -> ShuttingDown:

@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 
     from lib_mlx.config import ServerConfig
     from lib_mlx.registry import Registry
+    from lib_mlx.server.news import Handles
     from lib_mlx.server.session import Session
 
 
 class ServerState:
     """One server's models and the requests in flight. Belongs to its event loop."""
 
-    def __init__(self, registry: Registry, config: ServerConfig) -> None:
+    def __init__(self, registry: Registry, config: ServerConfig, handles: Handles) -> None:
         self.registry = registry
         self.config = config
-        self.sessions = Sessions(registry, config.queue_limit)
+        self.sessions = Sessions(registry, config.queue_limit, fail_suspended=config.suspended_requests == "fail")
         self.started = time.monotonic()
-        self.news = News(registry)
+        self.news = News(registry, handles)
 
     def close(self) -> None:
         """Refuse new requests and end the running ones."""

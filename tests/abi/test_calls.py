@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from typing import TYPE_CHECKING
+
+import psutil
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +37,27 @@ def test_cancelled_thread(programs: Programs) -> None:
 def test_life_of_a_model(programs: Programs, crafted: Path) -> None:
     """Load, serve, suspend, resume, stop, unload and shut down answer as the header says."""
     programs.check("life", crafted)
+
+
+def test_life_of_an_isolated_model(programs: Programs, crafted: Path) -> None:
+    """The same, with engine and server in a process of their own."""
+    programs.check("life", crafted, '"isolation": "process",')
+
+
+def test_a_death_in_isolation(programs: Programs, crafted: Path) -> None:
+    """The engine's process crashes in mid-stream: the host goes on, is told by status and server, and loads again."""
+    programs.check("isolated", crafted)
+
+
+def test_nothing_outlives_the_host(programs: Programs, crafted: Path) -> None:
+    """A host that is killed takes the engine's process with it."""
+    with subprocess.Popen([programs.build("isolated"), crafted, "stay"]) as host:
+        until = time.monotonic() + 20
+        while not (children := psutil.Process(host.pid).children()) or not children[0].net_connections():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        host.kill()
+        assert psutil.wait_procs(children, timeout=5)[1] == []
 
 
 def test_status_without_pythons_lock(programs: Programs, crafted: Path) -> None:

@@ -24,6 +24,7 @@ from starlette.routing import Route
 import lib_mlx
 from lib_mlx.config import ServerConfig
 from lib_mlx.registry import Registry
+from lib_mlx.runtime import get_runtime
 from lib_mlx.server.app import create_app
 from lib_mlx.server.state import ServerState
 
@@ -57,7 +58,7 @@ def document(described: lib_mlx.Server) -> BaseSchema:
 
 def served() -> list[tuple[str, str]]:
     """Every route's path and method."""
-    app = create_app(ServerState(Registry(), ServerConfig()))
+    app = create_app(ServerState(Registry(), ServerConfig(), get_runtime()))
     return [
         (route.path.replace(":path}", "}"), method.lower())
         for route in app.routes

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lib_mlx.config import EngineConfig
+from lib_mlx.errors import ShuttingDown
 from lib_mlx.generation import GenerationRequest, Message
 from lib_mlx.registry import ModelSpec, Registry
 from lib_mlx.server.session import Sessions
@@ -92,4 +93,27 @@ def test_closed_while_a_lease_comes(registry: Registry) -> None:
 
     for steps in range(8):
         asyncio.run(main(steps))
+    assert registry.find("a").busy == 0
+
+
+def test_closed_while_a_request_is_prepared(registry: Registry) -> None:
+    """A request that becomes ready at the moment of the stop does not begin to run, with nobody to end it."""
+
+    async def main() -> None:
+        sessions = Sessions(registry, 2)
+        ready = asyncio.Event()
+        prepare = sessions.work
+
+        async def prepared(*arguments: Any) -> Any:
+            waiting = asyncio.create_task(prepare(*arguments))
+            waiting.add_done_callback(lambda _: (ready.set(), sessions.close()))
+            return await waiting
+
+        sessions.work = prepared  # type: ignore[method-assign]
+        with pytest.raises(ShuttingDown):
+            await sessions.start("a", [REQUEST], request_id="x")
+        assert ready.is_set()
+        assert sessions.in_flight == 0
+
+    asyncio.run(main())
     assert registry.find("a").busy == 0

@@ -65,7 +65,7 @@ async def ps(request: Request) -> Response:
 
 
 def _ps(registry: Registry) -> list[dict[str, Any]]:
-    ready = [entry for entry in registry.known() if entry.status == "ready"]
+    ready = [entry for entry in registry.known() if entry.loaded]
     return [
         {
             "name": entry.id,

@@ -115,7 +115,7 @@ async def _in_background(
     temperature = 1.0 if body.temperature is None else body.temperature
     top_p = 1.0 if body.top_p is None else body.top_p
     with contextlib.ExitStack() as stack:
-        if entry.status == "ready":
+        if entry.loaded:
             with _prompts_named_input():
                 session = await starting
             stack.enter_context(session.closed_on_error())

@@ -61,12 +61,18 @@ static inline int64_t take_number(char *answer, const char *key)
     return number;
 }
 
-static inline int64_t load(const char *model)
+/* `keys`: more of the configuration, each followed by a comma. */
+static inline int64_t load_with(const char *model, const char *keys)
 {
     char config[4096];
 
-    snprintf(config, sizeof config, "{\"model_path\": \"%s\", \"model_id\": \"crafted\"}", model);
+    snprintf(config, sizeof config, "{%s \"model_path\": \"%s\", \"model_id\": \"crafted\"}", keys, model);
     return take_number(lib_mlx_load_model(config), "\"handle\": ");
+}
+
+static inline int64_t load(const char *model)
+{
+    return load_with(model, "");
 }
 
 static inline int start(int64_t handle)

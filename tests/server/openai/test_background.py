@@ -13,6 +13,7 @@ import pytest
 import lib_mlx
 from lib_mlx.config import ServerConfig
 from lib_mlx.registry import ModelSpec, Registry
+from lib_mlx.runtime import get_runtime
 from lib_mlx.server.listener import Listener
 from tests.checkpoints import SCRIPTS
 from tests.server.openai.streams import check_stream, events_of, stream_of, without_ids
@@ -177,7 +178,7 @@ def served(path: Path) -> Iterator[openai.OpenAI]:
     """Serve a model that is loaded when it is first asked for; nothing is left in flight."""
     registry = Registry()
     registry.add(ModelSpec("lazy", str(path)))
-    listener = Listener(registry, ServerConfig())
+    listener = Listener(registry, ServerConfig(), get_runtime())
     listener.start()
     try:
         with openai.OpenAI(base_url=f"{listener.base_url}/v1", api_key="unused", max_retries=0) as client:
