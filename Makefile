@@ -40,4 +40,4 @@ $(SYNCED): pyproject.toml uv.lock tools/sync.sh tools/find_python.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist lib_mlx/*.so lib_mlx/*.dylib lib_mlx/include $(CHAT)
+	rm -rf $(VENV) build dist lib_mlx/*.so lib_mlx/*.so.* lib_mlx/*.dylib lib_mlx/include lib_mlx/share $(CHAT)

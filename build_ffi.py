@@ -1,8 +1,9 @@
 """Builds the native library into lib_mlx/: by hand (`python build_ffi.py [DIRECTORY]`) and as hatchling's build hook.
 
-These come out: `liblib_mlx.so` (`.dylib`), the C library that hosts link, which knows no Python;
-`_backend_cpXY.so`, which it loads, for the Python version that runs this script (run it with several versions to
-serve them all); and on Linux `_cpu.so`, which makes MLX fast on the CPU.
+What comes out: `liblib_mlx.so` (`.dylib`), the C library that hosts link, which knows no Python, and on Linux
+`liblib_mlx.so.1`, its name at run time; `_backend_cpXY.so`, which it loads, for the Python version that runs this
+script (run it with several versions to serve them all); on Linux `_cpu.so`, which makes MLX fast on the CPU; and the
+headers, a pkg-config file and a CMake package.
 
 They are compiled here by plain compiler calls. cffi only generates C: its own build steps would link libpython
 and, under pyenv, put the build machine's library directory into the run path.
@@ -14,6 +15,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -33,11 +35,15 @@ except ImportError:  # run by hand with cffi alone
 ROOT = Path(__file__).resolve().parent
 NATIVE = ROOT / "native"
 INCLUDE = ROOT / "include"
+PACKAGING = ROOT / "packaging"
 PACKAGE = ROOT / "lib_mlx"
 
 DARWIN = sys.platform == "darwin"
 SUFFIX = ".dylib" if DARWIN else ".so"
 FRONT = f"liblib_mlx{SUFFIX}"
+HEADER = INCLUDE / "lib_mlx.h"
+VERSION, ABI = re.findall(r"#define LIB_MLX_(?:ABI_)?VERSION \"?([\d.]+)", HEADER.read_text())
+VERSIONED = f"{FRONT}.{ABI}"  # Mach-O keeps the ABI's version inside the file instead of its name
 BACKEND = f"_backend_cp{sys.version_info.major}{sys.version_info.minor}.so"
 CPU = "_cpu.so"
 HAS_CPU = sys.platform == "linux" and platform.machine() in {"x86_64", "aarch64"}
@@ -76,22 +82,38 @@ def main(directory: Path = PACKAGE, extra_flags: tuple[str, ...] = ()) -> list[P
     """Build whatever in `directory` is missing or was built from other sources or settings; return all files."""
     directory.mkdir(parents=True, exist_ok=True)
     fingerprint = _fingerprint(extra_flags)
-    outputs = [directory / name for name in (FRONT, BACKEND, *([CPU] if HAS_CPU else []))]
-    if all(_is_current(output, fingerprint) for output in outputs):
-        return outputs
-    with tempfile.TemporaryDirectory() as scratch:
-        build = _Build(Path(scratch), extra_flags)
-        build.write_header(fingerprint)
-        files = [build.front(), build.backend(), *([build.cpu()] if HAS_CPU else [])]
-        for output, made in zip(outputs, files, strict=True):
-            _install(made, output)
-    return outputs
+    names = [FRONT, BACKEND, *([] if DARWIN else [VERSIONED]), *([CPU] if HAS_CPU else [])]
+    outputs = [directory / name for name in names]
+    if not all(_is_current(output, fingerprint) for output in outputs):
+        with tempfile.TemporaryDirectory() as scratch:
+            build = _Build(Path(scratch), extra_flags)
+            build.write_header(fingerprint)
+            files = [build.front(), build.backend()]
+            files += [] if DARWIN else [build.versioned()]
+            files += [build.cpu()] if HAS_CPU else []
+            for output, made in zip(outputs, files, strict=True):
+                _install(made.read_bytes(), output, 0o755)
+    return [*outputs, *_install_texts(directory)]
+
+
+def _install_texts(directory: Path) -> list[Path]:
+    """Put what C programs are built with into `directory`."""
+    folders = {".pc": "share/pkgconfig", ".cmake": "share/cmake/lib_mlx"}
+    texts = {directory / "include" / path.name: path.read_text() for path in INCLUDE.iterdir()}
+    for path in PACKAGING.iterdir():
+        text = path.read_text().replace("@VERSION@", VERSION).replace("@ABI@", ABI)
+        texts[directory / folders[path.suffix] / path.name] = text
+    for output, text in texts.items():
+        if not output.is_file() or output.read_text() != text:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            _install(text.encode(), output, 0o644)
+    return list(texts)
 
 
 def _fingerprint(extra_flags: tuple[str, ...]) -> str:
     """Identify sources and settings. It is part of every binary: no other record can disagree with them."""
     digest = hashlib.sha256()
-    for path in sorted([Path(__file__), *NATIVE.iterdir(), *INCLUDE.iterdir()]):
+    for path in sorted([Path(__file__), *NATIVE.iterdir(), HEADER]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     settings = [sys.version, sys.platform, _build_prefix(), _compiler(), os.environ.get("CFLAGS", ""), extra_flags]
     digest.update(repr(settings).encode())
@@ -102,11 +124,11 @@ def _is_current(output: Path, fingerprint: str) -> bool:
     return output.is_file() and fingerprint.encode() in output.read_bytes()
 
 
-def _install(made: Path, output: Path) -> None:
+def _install(content: bytes, output: Path, mode: int) -> None:
     # Never into the file itself: a running process may have it mapped.
     new = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    new.write_bytes(made.read_bytes())
-    new.chmod(0o755)
+    new.write_bytes(content)
+    new.chmod(mode)
     new.replace(output)
 
 
@@ -140,8 +162,21 @@ class _Build:
 
     def front(self) -> Path:
         """Link liblib_mlx. It must resolve without Python: -z defs proves it."""
-        options = [f"-Wl,-install_name,@rpath/{FRONT}"] if DARWIN else [f"-Wl,-soname,{FRONT}"]
+        options = [f"-Wl,-soname,{VERSIONED}"]
+        if DARWIN:
+            versions = [f"-Wl,-compatibility_version,{ABI}", f"-Wl,-current_version,{VERSION}"]
+            options = [f"-Wl,-install_name,@rpath/{FRONT}", *versions]
         return self._link_complete(FRONT, FRONT_SOURCES, options)
+
+    def versioned(self) -> Path:
+        """Link what leads from the name that the front has as its SONAME to the file that it is."""
+        leading = self._compile(NATIVE / "versioned.c", STRICT)
+        target = self.scratch / "target"
+        self._run("-shared", "-nostdlib", f"-Wl,-soname,{FRONT}", "-o", str(target), str(leading))
+        made = self.scratch / VERSIONED
+        options = [f"-Wl,-soname,{VERSIONED}", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed"]
+        self._run("-shared", "-nostdlib", *options, "-o", str(made), str(leading), str(target))
+        return made
 
     def backend(self) -> Path:
         """Link the backend. Python's symbols stay open: the front has loaded a libpython by then."""
@@ -225,8 +260,7 @@ class CustomBuildHook(_BuildHook):  # type: ignore[type-arg]  # hatchling's conf
         build_data["infer_tag"] = True
         if version != "editable":
             files = build_data["force_include"]
-            files.update({str(output): f"lib_mlx/{output.name}" for output in outputs})
-            files[str(INCLUDE / "lib_mlx.h")] = "lib_mlx/include/lib_mlx.h"
+            files.update({str(output): f"lib_mlx/{output.relative_to(PACKAGE)}" for output in outputs})
 
 
 if __name__ == "__main__":

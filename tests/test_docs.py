@@ -13,10 +13,14 @@ from tests.test_errors import all_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGING = "tests/abi/test_packaging.py"
+WITH_PKG_CONFIG = 'cc host.c $(pkg-config --cflags --libs lib_mlx) -Wl,-rpath,"$(pkg-config --variable=libdir lib_mlx)"'
 EXECUTED_ELSEWHERE = {
     "make demo": "test_the_demo",
     "make test": "this suite",
-    'cc host.c -Iinclude -Llib_mlx -llib_mlx -Wl,-rpath,"$PWD/lib_mlx" -o host': "tests/abi/test_examples.py",
+    "cc host.c $(.venv/bin/lib-mlx config --cflags --libs) -o host": PACKAGING,
+    "export PKG_CONFIG_PATH=$(.venv/bin/lib-mlx config --pkgconfig)": PACKAGING,
+    f"{WITH_PKG_CONFIG} -o host": PACKAGING,
 }
 
 
