@@ -15,9 +15,12 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGING = "tests/abi/test_packaging.py"
 WITH_PKG_CONFIG = 'cc host.c $(pkg-config --cflags --libs lib_mlx) -Wl,-rpath,"$(pkg-config --variable=libdir lib_mlx)"'
+BUNDLE = "tests/bundle/test_bundle.py"
 EXECUTED_ELSEWHERE = {
     "make demo": "test_the_demo",
     "make test": "this suite",
+    ".venv/bin/lib-mlx bundle build/MyApp --model smollm2": BUNDLE,
+    ".venv/bin/lib-mlx bundle build/MyApp --check": BUNDLE,
     "cc host.c $(.venv/bin/lib-mlx config --cflags --libs) -o host": PACKAGING,
     "export PKG_CONFIG_PATH=$(.venv/bin/lib-mlx config --pkgconfig)": PACKAGING,
     f"{WITH_PKG_CONFIG} -o host": PACKAGING,

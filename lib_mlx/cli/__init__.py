@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lib_mlx import LibMlxError, __version__
-from lib_mlx.cli import config, models, pull
+from lib_mlx.cli import bundle, config, models, pull
 from lib_mlx.cli.errors import EXIT_CODES, exit_code
 
 _EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("pull")(pull.pull)
 app.command("list")(models.list_models)
+app.command("bundle")(bundle.bundle)
 app.add_typer(config.app, name="config")
 
 
