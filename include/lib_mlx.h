@@ -197,6 +197,7 @@ LIB_MLX_API void lib_mlx_free(void *ptr);
  *
  *     invalid_json            the configuration is not a JSON object in UTF-8
  *     invalid_argument        a key is unknown, missing, or has a wrong type or value
+ *     unsupported_feature     well-formed, but this model or version cannot honour it
  *     invalid_handle          no model is loaded under that handle
  *     model_not_found         no model of that name or path
  *     unsupported_model       the checkpoint's architecture or format is not supported

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ from lib_mlx.operations import Operation
 from lib_mlx.runtime import get_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from lib_mlx.answers import Done, Failure, Loaded, MemoryReport, Reported, Served, Stopped, Suspended, Unloaded
     from lib_mlx.status import Status
 
 BACKEND_ABI = 1
@@ -72,7 +74,8 @@ def attach(publish: Callable[[int, bytes | None], None], *, model_ready: Callabl
             except InvalidHandle:
                 publish(handle, None)
                 return
-            publish(handle, _encode({"ok": True, **status.to_json()}))
+            report: Reported = {"ok": True, "handle": handle, "model": status.model, "server": status.server}
+            publish(handle, _encode(report))
         if status.model.status == "ready":
             model_ready()
 
@@ -89,45 +92,49 @@ def dispatch(operation: int, handle: int, raw: bytes | None) -> bytes:
         return _encode_error(Internal(f"{type(error).__name__}: {error}", hint="Please report this."))
 
 
-def _load_model(_handle: int, raw: bytes | None) -> dict[str, Any]:
+def _load_model(_handle: int, raw: bytes | None) -> Loaded:
     status = get_runtime().load(parse_config(LoadConfig, raw))
-    return _answer(status.handle, status=status.model.status, model_id=status.model.model_id)
+    return {"ok": True, "handle": status.handle, "status": status.model.status, "model_id": status.model.model_id}
 
 
-def _start_server(handle: int, raw: bytes | None) -> dict[str, Any]:
-    status = get_runtime().start_server(handle, parse_config(ServerConfig, raw))
-    return _answer(handle, server=status.server.to_json())
+def _start_server(handle: int, raw: bytes | None) -> Served:
+    return {
+        "ok": True,
+        "handle": handle,
+        "server": get_runtime().start_server(handle, parse_config(ServerConfig, raw)).server,
+    }
 
 
-def _stop_server(handle: int, _raw: bytes | None) -> dict[str, Any]:
-    return _answer(handle, status=get_runtime().stop_server(handle).server.status)
+def _stop_server(handle: int, _raw: bytes | None) -> Stopped:
+    get_runtime().stop_server(handle)
+    return {"ok": True, "handle": handle, "status": "stopped"}
 
 
-def _unload_model(handle: int, _raw: bytes | None) -> dict[str, Any]:
+def _unload_model(handle: int, _raw: bytes | None) -> Unloaded:
     report = get_runtime().unload(handle)
-    memory = {"before_bytes": report.before_bytes, "after_bytes": report.after_bytes}
-    return _answer(handle, status="unloaded", memory=memory)
+    memory: MemoryReport = {"before_bytes": report.before_bytes, "after_bytes": report.after_bytes}
+    return {"ok": True, "handle": handle, "status": "unloaded", "memory": memory}
 
 
-def _suspend(handle: int, _raw: bytes | None) -> dict[str, Any]:
-    return _answer(handle, status=get_runtime().suspend(handle).model.status)
+def _suspend(handle: int, _raw: bytes | None) -> Suspended:
+    return {"ok": True, "handle": handle, "status": get_runtime().suspend(handle).model.status}
 
 
-def _resume(handle: int, _raw: bytes | None) -> dict[str, Any]:
-    return _answer(handle, status=get_runtime().resume(handle).model.status)
+def _resume(handle: int, _raw: bytes | None) -> Suspended:
+    return {"ok": True, "handle": handle, "status": get_runtime().resume(handle).model.status}
 
 
-def _shutdown(_handle: int, _raw: bytes | None) -> dict[str, Any]:
+def _shutdown(_handle: int, _raw: bytes | None) -> Done:
     get_runtime().shutdown()
     return {"ok": True}
 
 
-def _exit(_handle: int, _raw: bytes | None) -> dict[str, Any]:
+def _exit(_handle: int, _raw: bytes | None) -> Done:
     get_runtime().shutdown(EXIT_DEADLINE_S)
     return {"ok": True}
 
 
-_OPERATIONS: dict[Operation, Callable[[int, bytes | None], dict[str, Any]]] = {
+_OPERATIONS: dict[Operation, Callable[[int, bytes | None], Mapping[str, Any]]] = {
     Operation.LOAD_MODEL: _load_model,
     Operation.START_SERVER: _start_server,
     Operation.STOP_SERVER: _stop_server,
@@ -139,14 +146,11 @@ _OPERATIONS: dict[Operation, Callable[[int, bytes | None], dict[str, Any]]] = {
 }
 
 
-def _answer(handle: int, **values: object) -> dict[str, Any]:
-    return {"ok": True, "handle": handle, **values}
-
-
-def _encode(answer: dict[str, Any]) -> bytes:
+def _encode(answer: Mapping[str, Any]) -> bytes:
     # ASCII escapes: a lone surrogate, from a path that is not UTF-8, cannot make it fail.
-    return json.dumps(answer).encode("ascii")
+    return json.dumps(answer, default=asdict).encode("ascii")
 
 
 def _encode_error(error: LibMlxError) -> bytes:
-    return _encode({"ok": False, "error": error.to_json()})
+    failure: Failure = {"ok": False, "error": error.to_json()}
+    return _encode(failure)

@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from lib_mlx.errors import InvalidArgument, InvalidJson
@@ -47,8 +47,16 @@ def parse_duration(value: Any) -> Any:
 
 _CENTURY_S = 100 * 365 * 86400.0  # clocks, locks and calendars count up to some centuries
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_TEXT = r"^[+-]?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h)?)+$"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)?")
-KeepAlive = Annotated[float, Field(ge=0), BeforeValidator(parse_duration)]
+KeepAlive = Annotated[
+    float,
+    Field(ge=0),
+    BeforeValidator(parse_duration),
+    WithJsonSchema(
+        {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[+-]?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h)?)+$"}]}
+    ),
+]
 """Seconds; infinity is for ever."""
 
 
@@ -62,6 +70,7 @@ class _Config(BaseModel):
         validate_by_alias=True,
         protected_namespaces=(),
         hide_input_in_errors=True,
+        use_attribute_docstrings=True,
     )
 
 

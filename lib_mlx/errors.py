@@ -41,7 +41,9 @@ Raised by the native library alone: `python_not_found`, `python_mismatch`, `pyth
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, TypedDict
+from typing import TYPE_CHECKING, ClassVar
+
+from typing_extensions import TypedDict  # pydantic reads this one on every Python
 
 if TYPE_CHECKING:
     from typing import Self

@@ -1,12 +1,11 @@
-"""What a host sees of a model and its server: immutable snapshots, and their JSON."""
+"""What a host sees of a model and its server: immutable snapshots."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-if TYPE_CHECKING:
-    from lib_mlx.errors import ErrorObject
+from lib_mlx.errors import ErrorObject  # noqa: TC001 - pydantic takes the types apart when the schemas are made
 
 ModelState = Literal["loading", "ready", "suspended", "stalled", "unloading", "failed"]
 Device = Literal["cpu", "gpu"]
@@ -16,26 +15,28 @@ ServerState = Literal["stopped", "starting", "running", "stopping"]
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A model's state; `stalled` while the engine has been busy with one step for a minute or more.
-
-    `progress` goes from 0 to 1 while `stage` names what a load is doing. `device` is where a loaded model runs,
-    `weights` how they are kept there, and `blas` the library that was put in place of MLX's own on the CPU.
-    """
+    """A model's state."""
 
     status: ModelState
+    """`stalled` while the engine has been busy with one step for a minute or more."""
     model_id: str
+    """The name clients use."""
     model_path: str
+    """As it was asked for."""
     progress: float = 0.0
+    """From 0 to 1 while it loads."""
     stage: str = ""
+    """What the load is doing."""
     error: ErrorObject | None = None
+    """Why it has failed."""
     context_length: int | None = None
+    """In tokens; this and the rest are None until it is loaded."""
     device: Device | None = None
+    """Where it runs."""
     weights: WeightKind | None = None
+    """How they are kept in memory."""
     blas: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object of the C ABI."""
-        return asdict(self)
+    """The library in place of MLX's own on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,13 @@ class ServerStatus:
     host: str | None = None
     port: int | None = None
     base_url: str | None = None
+    """Point an OpenAI client here."""
     model_id: str | None = None
+    """The name clients use for its first model."""
     uds: str | None = None
     """The Unix socket it listens on, if it does; `host` and `port` mean nothing then."""
     api_key: str | None = None
     """Set in the answer to the start alone."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the object of the C ABI."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """Return the object of the C ABI."""
-        return {"handle": self.handle, "model": self.model.to_json(), "server": self.server.to_json()}
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from lib_mlx.server.answers import CancelledRequest, Health, HealthStatus, ServerReport
     from lib_mlx.server.state import ServerState
 
 
@@ -38,43 +39,40 @@ async def health(request: Request) -> Response:
     state = state_of(request)
     models = state.registry.known()
     stalled = any(entry.engine is not None and entry.engine.stalled for entry in models)
-    states = {
+    states: dict[HealthStatus, bool] = {
         "stopping": state.sessions.closing,
         "suspended": state.registry.suspended,
         "stalled": stalled,
         "failed": any(entry.status == "failed" and entry.spec.pinned for entry in models),
     }
-    status = next((name for name, holds in states.items() if holds), "ok")
-    return JsonResponse(
-        {
-            "status": status,
-            "models": [entry.id for entry in models if entry.loaded],
-            "in_flight": state.sessions.in_flight,
-            "uptime_s": round(time.monotonic() - state.started, 3),
-        },
-        200 if status == "ok" else 503,
-    )
+    status: HealthStatus = next((name for name, holds in states.items() if holds), "ok")
+    answer: Health = {
+        "status": status,
+        "models": [entry.id for entry in models if entry.loaded],
+        "in_flight": state.sessions.in_flight,
+        "uptime_s": round(time.monotonic() - state.started, 3),
+    }
+    return JsonResponse(answer, 200 if status == "ok" else 503)
 
 
 async def status(request: Request) -> Response:
     """`GET /v1/status`: models, memory, queue and cache."""
     state = state_of(request)
     rate = state.sessions.metrics.hit_rate()
-    return JsonResponse(
-        {
-            "status": "ok",
-            "pid": os.getpid(),
-            "uptime_s": round(time.monotonic() - state.started, 3),
-            "models": [model_object(entry) for entry in state.registry.known()],
-            "memory": {
-                "resident_bytes": memory.resident_bytes(),
-                "available_bytes": memory.available_bytes(),
-                "limit_bytes": state.config.memory_limit_bytes,
-            },
-            "queue": {"in_flight": state.sessions.in_flight, "waiting": _waiting(state), "limit": state.sessions.limit},
-            "cache": {"hit_rate": None if rate is None else round(rate, 4)},
-        }
-    )
+    report: ServerReport = {
+        "status": "ok",
+        "pid": os.getpid(),
+        "uptime_s": round(time.monotonic() - state.started, 3),
+        "models": [model_object(entry) for entry in state.registry.known()],
+        "memory": {
+            "resident_bytes": memory.resident_bytes(),
+            "available_bytes": memory.available_bytes(),
+            "limit_bytes": state.config.memory_limit_bytes,
+        },
+        "queue": {"in_flight": state.sessions.in_flight, "waiting": _waiting(state), "limit": state.sessions.limit},
+        "cache": {"hit_rate": None if rate is None else round(rate, 4)},
+    }
+    return JsonResponse(report)
 
 
 @described(answers=(EVENTS,))
@@ -131,7 +129,7 @@ async def cancel_request(request: Request) -> Response:
     if session is None:
         raise NotFound(f"No request {wanted!r} is in flight.", hint="Its id is in the header X-Request-Id.")
     session.cancel(Cancelled("The request was cancelled.", hint="DELETE /v1/requests asked for it."))
-    answer: dict[str, Any] = {"id": wanted, "object": "request", "cancelled": True}
+    answer: CancelledRequest = {"id": wanted, "object": "request", "cancelled": True}
     return JsonResponse(answer)
 
 

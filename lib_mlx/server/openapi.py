@@ -94,7 +94,7 @@ async def openapi(request: Request) -> Response:
     """`GET /openapi.json`."""
     state = request.app.state
     if not hasattr(state, "openapi"):  # it takes a while, and does not change
-        state.openapi = _document(request.app.routes)
+        state.openapi = document(request.app.routes)
     return JsonResponse(state.openapi)
 
 
@@ -103,7 +103,8 @@ def routes() -> list[Route]:
     return [Route("/openapi.json", openapi, methods=["GET"])]
 
 
-def _document(served: Sequence[BaseRoute]) -> dict[str, Any]:
+def document(served: Sequence[BaseRoute]) -> dict[str, Any]:
+    """Return the document of the routes that are served."""
     from pydantic.json_schema import models_json_schema
 
     known = [route for route in served if isinstance(route, Route)]

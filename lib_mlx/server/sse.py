@@ -17,7 +17,7 @@ from lib_mlx.errors import Internal
 from lib_mlx.generation import Failed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from starlette.types import Receive, Scope, Send
 
@@ -32,7 +32,7 @@ DONE = b"data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def sse(data: dict[str, Any], event: str | None = None) -> bytes:
+def sse(data: Mapping[str, Any], event: str | None = None) -> bytes:
     """Return one event's bytes."""
     head = f"event: {event}\n".encode() if event else b""
     return head + b"data: " + orjson.dumps(data) + b"\n\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from lib_mlx.registry import ModelEntry, Registry
+    from lib_mlx.server.answers import ModelList, ModelObject
 
 
 class LoadRequest(WireModel):
@@ -31,10 +32,11 @@ async def list_models(request: Request) -> Response:
     """`GET /v1/models`: all that can be asked for, loaded or not."""
     registry = state_of(request).registry
 
-    def read() -> list[dict[str, Any]]:
-        return [model_object(entry, _context_length(registry, entry)) for entry in registry.entries()]
+    def read() -> ModelList:
+        models = [model_object(entry, _context_length(registry, entry)) for entry in registry.entries()]
+        return {"object": "list", "data": models}
 
-    return JsonResponse({"object": "list", "data": await asyncio.to_thread(read)})  # may look at the disk
+    return JsonResponse(await asyncio.to_thread(read))  # may look at the disk
 
 
 async def retrieve_model(request: Request) -> Response:
@@ -79,7 +81,7 @@ def _context_length(registry: Registry, entry: ModelEntry) -> int | None:
     return None
 
 
-def model_object(entry: ModelEntry, context_length: int | None = None) -> dict[str, Any]:
+def model_object(entry: ModelEntry, context_length: int | None = None) -> ModelObject:
     """Return a model as `/v1/models` shows it: OpenAI's fields and ours. A loaded one knows its `context_length`."""
     return {
         "id": entry.id,
