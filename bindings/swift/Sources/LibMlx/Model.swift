@@ -37,12 +37,15 @@ public struct Model: Hashable, Sendable {
         return Model(handle: loaded.handle)
     }
 
-    /// Reports how far the load is, until it has ended in whichever way.
+    /// Reports how far the load is at every change, until it has ended in whichever way.
     public func progress(every interval: Duration = .milliseconds(50)) -> AsyncStream<LoadProgress> {
         AsyncStream(bufferingPolicy: .bufferingNewest(1)) { continuation in
             let polling = Task {
+                var last: LoadProgress?
                 while let status = try? status().model, status.state == .loading {
-                    continuation.yield(LoadProgress(fraction: status.progress, stage: status.stage))
+                    let now = LoadProgress(fraction: status.progress, stage: status.stage)
+                    if now != last { continuation.yield(now) }
+                    last = now
                     guard (try? await Task.sleep(for: interval)) != nil else { break }
                 }
                 continuation.finish()

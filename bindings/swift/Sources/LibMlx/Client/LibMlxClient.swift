@@ -6,7 +6,8 @@ import FoundationNetworking
 /// Talks to a model's server in OpenAI's dialect.
 ///
 /// Failures are ``APIError`` where the server reports them, `URLError` where it cannot be reached or goes away, and
-/// `CancellationError`. There are no timeouts: a model may take its time.
+/// `CancellationError`. There are no timeouts: a model may take its time. Linux's `URLSession` obeys the environment
+/// variable `http_proxy`, if there is one; `no_proxy=127.0.0.1` keeps it from the server.
 ///
 /// The connection of a stream is closed, and the model stops working on it, when the task that reads it is cancelled or
 /// the loop that reads it is left. Text that is not read yet is kept in memory.

@@ -1,3 +1,0 @@
-import Testing
-@testable import LibMlx
-@Test func v() async throws { _ = try await LibMlxRuntime.version() }
