@@ -39,7 +39,9 @@ enum Chat {
         guard let client = LibMlxClient(server) else { return }
         print("server: \(server.baseURL?.absoluteString ?? "")")
 
-        let request = ChatRequest(model: server.modelID, messages: [.user(prompt)])
+        var request = ChatRequest(model: server.modelID, messages: [.user(prompt)])
+        request.temperature = 0
+        request.maxTokens = 256
         for try await chunk in try client.chatCompletionStream(request) {
             print(chunk.text, terminator: "")
             fflush(nil)

@@ -42,7 +42,7 @@ public struct Model: Hashable, Sendable {
         AsyncStream(bufferingPolicy: .bufferingNewest(1)) { continuation in
             let polling = Task {
                 var last: LoadProgress?
-                while let status = try? status().model, status.state == .loading {
+                while let status = try? status().model, [.loading, .unloading].contains(status.state) {
                     let now = LoadProgress(fraction: status.progress, stage: status.stage)
                     if now != last { continuation.yield(now) }
                     last = now
@@ -54,7 +54,8 @@ public struct Model: Hashable, Sendable {
         }
     }
 
-    /// Waits until the load has ended, and throws its error if it failed.
+    /// Waits until the load has ended, and throws its error if it failed, ``LibMlxError/Code/invalidHandle`` if the model
+    /// was unloaded meanwhile.
     ///
     /// Cancelling the task ends the wait with ``LibMlxError/Code/loadCancelled``; the load itself goes on.
     public func waitUntilReady() async throws(LibMlxError) {

@@ -1,9 +1,9 @@
 import Foundation
 
 /// An HTTP server on a free port that answers each connection with the same pieces, one after another, and closes it.
-final class CannedServer: Sendable {
+/// It listens until the tests end.
+struct CannedServer {
     let url: URL
-    private let listener: Int32
 
     /// - Parameters:
     ///   - pieces: the bytes to send, head included.
@@ -27,18 +27,12 @@ final class CannedServer: Sendable {
         guard bound, let url = URL(string: "http://127.0.0.1:\(UInt16(bigEndian: address.sin_port))") else {
             throw POSIXError(.EADDRNOTAVAIL)
         }
-        self.listener = listener
         self.url = url
         Thread.detachNewThread {
             while case let client = accept(listener, nil, nil), client >= 0 {
                 Self.answer(client, pieces, pause)
             }
         }
-    }
-
-    deinit {
-        shutdown(listener, Int32(SHUT_RDWR))
-        close(listener)
     }
 
     private static func answer(_ client: Int32, _ pieces: [[UInt8]], _ pause: TimeInterval) {
@@ -48,6 +42,8 @@ final class CannedServer: Sendable {
             _ = send(client, piece, piece.count, 0)
             Thread.sleep(forTimeInterval: pause)
         }
+        shutdown(client, Int32(SHUT_WR))
+        while recv(client, &request, request.count, 0) > 0 {}  // closed with bytes unread, a connection is reset
         close(client)
     }
 }

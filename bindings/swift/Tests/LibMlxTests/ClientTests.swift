@@ -167,6 +167,22 @@ extension LibraryTests {
             }
         }
 
+        #if os(Linux)
+        @Test("A hundred requests leave neither descriptors nor threads behind.")
+        func leavesNothing() async throws {
+            func count(_ folder: String) throws -> Int {
+                try FileManager.default.contentsOfDirectory(atPath: "/proc/self/\(folder)").count
+            }
+            try await Fixture.withClient { client, _ in
+                _ = try await client.health()
+                let (descriptors, threads) = (try count("fd"), try count("task"))
+                for _ in 0..<100 { _ = try await client.health() }
+                try await eventually { try count("fd") <= descriptors + 8 }
+                try await eventually { try count("task") <= threads + 8 }
+            }
+        }
+        #endif
+
         @Test("A stream waits while its model is suspended, and goes on when it is resumed.")
         func suspended() async throws {
             try await Fixture.withClient { client, model in

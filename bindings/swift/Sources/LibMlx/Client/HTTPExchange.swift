@@ -61,7 +61,8 @@ final class HTTPExchange: NSObject, URLSessionDataDelegate, @unchecked Sendable 
 
     func urlSession(_ session: URLSession, task: URLSessionTask, didCompleteWithError error: (any Error)?) {
         if let error {
-            continuation.finish(throwing: error)
+            let cancelled = (error as? URLError)?.code == .cancelled
+            continuation.finish(throwing: cancelled ? CancellationError() : error)
         } else if let refusal {
             continuation.finish(throwing: APIError(status: refusal.status, body: refusal.body))
         } else {

@@ -9,8 +9,8 @@ import FoundationNetworking
 /// `CancellationError`. There are no timeouts: a model may take its time. Linux's `URLSession` obeys the environment
 /// variable `http_proxy`, if there is one; `no_proxy=127.0.0.1` keeps it from the server.
 ///
-/// The connection of a stream is closed, and the model stops working on it, when the task that reads it is cancelled or
-/// the loop that reads it is left. Text that is not read yet is kept in memory.
+/// The connection of a stream is closed, and the model stops working on it, when the task that reads it is cancelled,
+/// which ends the stream without an error, or the loop that reads it is left. What is not read yet is kept in memory.
 public struct LibMlxClient: Sendable {
     private let baseURL: URL
     private let apiKey: String?
@@ -98,10 +98,10 @@ public struct LibMlxClient: Sendable {
                             continuation.yield(try decode(event.data))
                         }
                     }
-                    try Task.checkCancellation()
                     throw URLError(.networkConnectionLost)
                 } catch {
-                    continuation.finish(throwing: error)
+                    // Like any stream, a cancelled one just ends.
+                    continuation.finish(throwing: Task.isCancelled ? nil : error)
                 }
             }
             continuation.onTermination = { _ in reading.cancel() }
