@@ -119,6 +119,13 @@ def test_readme(scratch: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@toolchain
+def test_format() -> None:
+    """The sources are as swift-format leaves them."""
+    done = run("swift", "format", "lint", "--strict", "--recursive", "Package.swift", "Sources", "Tests", "Examples")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_key_is_reachable(config: str) -> None:
     """Swift's configurations have the library's keys; `wait` is what `startLoading` and `load` differ in."""

@@ -1,5 +1,5 @@
-import Foundation
 internal import CLibMlx
+import Foundation
 
 /// The C functions: JSON in, JSON out, errors thrown, every string released.
 enum Library {
@@ -61,9 +61,11 @@ private struct Outcome<Value: Decodable>: Decodable {
 
     init(from decoder: any Decoder) throws {
         let container = try decoder.container(keyedBy: CodingKeys.self)
-        result = try container.decode(Bool.self, forKey: .ok)
-            ? .success(Value(from: decoder))
-            : .failure(container.decode(LibMlxError.self, forKey: .error))
+        if try container.decode(Bool.self, forKey: .ok) {
+            result = .success(try Value(from: decoder))
+        } else {
+            result = .failure(try container.decode(LibMlxError.self, forKey: .error))
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-import Foundation
 internal import CLibMlx
+import Foundation
 
 /// A loaded model, or one that is being loaded.
 ///

@@ -9,6 +9,7 @@ struct CannedServer {
     ///   - pieces: the bytes to send, head included.
     ///   - pause: how long to wait between two of them, in seconds.
     init(_ pieces: [[UInt8]], pause: TimeInterval = 0) throws {
+        signal(SIGPIPE, SIG_IGN)  // of clients that leave early
         #if canImport(Darwin)
         let listener = socket(AF_INET, SOCK_STREAM, 0)
         #else

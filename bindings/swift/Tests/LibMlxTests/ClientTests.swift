@@ -10,7 +10,7 @@ extension LibraryTests {
                 var request = Fixture.ask("hello")
                 request.temperature = 0
                 request.extra = ["stream_options": ["include_usage": true]]
-                var chunks: [ChatCompletionChunk] = []
+                var chunks: [ChatChunk] = []
                 for try await chunk in try client.chatCompletionStream(request) { chunks.append(chunk) }
                 #expect(chunks.map(\.text).joined() == "Hello, I am a crafted model.")
                 #expect(chunks.first?.choices.first?.delta.role == "assistant")
@@ -95,7 +95,9 @@ extension LibraryTests {
         @Test("What the server refuses is an error with status, code and field, in a stream too.")
         func refusals() async throws {
             try await Fixture.withClient { client, _ in
-                let unknown = await refusal { try await client.chatCompletion(ChatRequest(model: "x", messages: [.user("hello")])) }
+                let unknown = await refusal {
+                    try await client.chatCompletion(ChatRequest(model: "x", messages: [.user("hello")]))
+                }
                 #expect(unknown?.status == 404)
                 #expect(unknown?.code == .modelNotFound)
                 var request = Fixture.ask("hello")
@@ -197,7 +199,9 @@ extension LibraryTests {
             }
         }
 
-        @Test("A server that is stopped, and a model that is unloaded, end their streams with an error.", arguments: [true, false])
+        @Test(
+            "A server that is stopped, and a model that is unloaded, end their streams with an error.",
+            arguments: [true, false])
         func endedFromWithin(byUnload: Bool) async throws {
             let model = try await Model.load(Fixture.config)
             let client = try #require(LibMlxClient(try await model.startServer()))

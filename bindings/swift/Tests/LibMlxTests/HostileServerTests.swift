@@ -67,14 +67,16 @@ struct HostileServerTests {
         }
     }
 
-    private static let head = Array("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n".utf8)
+    private static let head = Array(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n".utf8)
     private static let done = Array("data: [DONE]\n\n".utf8)
 
     private static func chunk(_ text: String) -> [UInt8] {
-        Array(#"data: {"id": "c", "model": "m", "choices": [{"index": 0, "delta": {"content": "\#(text)"}}]}"#.utf8) + [10, 10]
+        let json = #"{"id": "c", "model": "m", "choices": [{"index": 0, "delta": {"content": "\#(text)"}}]}"#
+        return Array("data: \(json)\n\n".utf8)
     }
 
-    private static func stream(_ server: CannedServer) throws -> AsyncThrowingStream<ChatCompletionChunk, any Error> {
+    private static func stream(_ server: CannedServer) throws -> AsyncThrowingStream<ChatChunk, any Error> {
         try LibMlxClient(baseURL: server.url).chatCompletionStream(ChatRequest(messages: [.user("hello")]))
     }
 }

@@ -129,6 +129,27 @@ extension LibraryTests {
             }
         }
 
+        @Test("Every key of a load's configuration is understood by the library.")
+        func everyLoadKey() async throws {
+            let cache = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+            defer { try? FileManager.default.removeItem(at: cache) }
+            var config = Fixture.config
+            config.revision = "main"
+            config.lazyEncoders = true
+            config.thinkingEnabled = false
+            config.contextLength = 1024
+            config.cpuWeights = .float32
+            config.trustRemoteCode = false
+            config.kvBits = 8
+            config.memoryLimitBytes = 1 << 30
+            config.prefixCacheBytes = 1 << 20
+            config.prefixCachePath = cache.path
+            let model = try await Model.load(config)
+            #expect(try model.status().model.contextLength == 1024)
+            #expect(try model.status().model.weights == .float32)
+            try await model.unload()
+        }
+
         @Test("Every key of a server's configuration is understood by the library.")
         func everyServerKey() async throws {
             var further = ServedModelConfig(modelPath: try #require(Fixture.path))

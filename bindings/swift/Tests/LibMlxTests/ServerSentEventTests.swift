@@ -10,11 +10,17 @@ struct ServerSentEventTests {
             ("data: a\r\rdata: b\r\n\r\ndata: c\n\n", ["a", "b", "c"].map { ServerSentEvent(data: $0) }),
             ("data: a\ndata:b\ndata\n\n", [ServerSentEvent(data: "a\nb\n")]),
             ("data:  a: b\n\n", [ServerSentEvent(data: " a: b")]),
-            ("event: ping\ndata: {}\n\ndata: x\n\n", [ServerSentEvent(name: "ping", data: "{}"), ServerSentEvent(data: "x")]),
+            (
+                "event: ping\ndata: {}\n\ndata: x\n\n",
+                [ServerSentEvent(name: "ping", data: "{}"), ServerSentEvent(data: "x")]
+            ),
             (": keep-alive\n\n:\n\ndata: a\n: in between\n\n", [ServerSentEvent(data: "a")]),
             ("event: lonely\n\ndata: a\n\n", [ServerSentEvent(data: "a")]),
             ("data\n\n", [ServerSentEvent(data: "")]),
-            ("data: a\nid: 1\n\ndata: b\n\nid\ndata: c\n\n", zip("abc", ["1", "1", ""]).map { ServerSentEvent(data: String($0), id: $1) }),
+            (
+                "data: a\nid: 1\n\ndata: b\n\nid\ndata: c\n\n",
+                zip("abc", ["1", "1", ""]).map { ServerSentEvent(data: String($0), id: $1) }
+            ),
             ("id: 1\0\ndata: a\n\n", [ServerSentEvent(data: "a")]),
             ("nonsense: a\ndatax: b\n data: c\n\n", []),
             ("\u{FEFF}data: a\n\n", [ServerSentEvent(data: "a")]),
@@ -29,7 +35,8 @@ struct ServerSentEventTests {
 
     @Test("Wherever a stream is cut in three, inside characters and line ends too, its events are the same.")
     func anyCut() {
-        let stream = Array("\u{FEFF}event: a\r\ndata: é日\r\ndata: 👩\u{200D}💻\r\n\r\n:c\r\rdata: x\n\nid: 7\rdata: y\r\n\r\n".utf8)
+        let stream = Array(
+            "\u{FEFF}event: a\r\ndata: é日\r\ndata: 👩\u{200D}💻\r\n\r\n:c\r\rdata: x\n\nid: 7\rdata: y\r\n\r\n".utf8)
         var whole = ServerSentEventParser()
         let events = whole.append(stream)
         #expect(events.count == 3)

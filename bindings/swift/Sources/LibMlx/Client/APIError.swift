@@ -19,9 +19,9 @@ public struct APIError: Error, Hashable, Sendable {
 extension APIError {
     /// The error of an answer.
     init(status: Int, body: Data) {
-        self = Self(status: status, body) ?? Self(
-            status: status, code: .internal, message: "The server answered with the HTTP status \(status).", type: nil,
-            param: nil)
+        let message = "The server answered with the HTTP status \(status)."
+        let unknown = Self(status: status, code: .internal, message: message, type: nil, param: nil)
+        self = Self(status: status, body) ?? unknown
     }
 
     /// The error of an event in mid-stream; nil if it is no error.
@@ -31,8 +31,11 @@ extension APIError {
 
     private init?(status: Int, _ json: Data) {
         guard let wire = try? JSONDecoder().decode(Wire.self, from: json).error else { return nil }
-        self.init(
-            status: status, code: wire.code ?? .internal, message: wire.message, type: wire.type, param: wire.param)
+        self.status = status
+        code = wire.code ?? .internal
+        message = wire.message
+        type = wire.type
+        param = wire.param
     }
 
     private struct Wire: Decodable {

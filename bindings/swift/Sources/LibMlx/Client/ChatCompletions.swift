@@ -147,7 +147,7 @@ public struct ChatCompletion: Decodable, Hashable, Sendable {
 }
 
 /// A piece of an answer.
-public struct ChatCompletionChunk: Decodable, Hashable, Sendable {
+public struct ChatChunk: Decodable, Hashable, Sendable {
     public struct Choice: Decodable, Hashable, Sendable {
         public let index: Int
         public let delta: Delta

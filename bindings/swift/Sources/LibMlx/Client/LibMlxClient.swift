@@ -1,4 +1,5 @@
 import Foundation
+
 #if canImport(FoundationNetworking)
 import FoundationNetworking
 #endif
@@ -34,7 +35,8 @@ public struct LibMlxClient: Sendable {
         struct List: Decodable {
             let data: [ModelInfo]
         }
-        return try await answer(get("v1/models"), as: List.self).data
+        let list: List = try await answer(get("v1/models"))
+        return list.data
     }
 
     /// What the server is doing.
@@ -48,7 +50,7 @@ public struct LibMlxClient: Sendable {
     }
 
     /// An answer to a conversation in pieces, as the model writes it.
-    public func chatCompletionStream(_ request: ChatRequest) throws -> AsyncThrowingStream<ChatCompletionChunk, any Error> {
+    public func chatCompletionStream(_ request: ChatRequest) throws -> AsyncThrowingStream<ChatChunk, any Error> {
         events(try post("v1/chat/completions", request, request.extra.adding(["stream": true])))
     }
 
@@ -77,13 +79,13 @@ public struct LibMlxClient: Sendable {
 
     // MARK: - Answers
 
-    private func answer<Answer: Decodable>(_ request: URLRequest, as type: Answer.Type = Answer.self) async throws -> Answer {
+    private func answer<Answer: Decodable>(_ request: URLRequest) async throws -> Answer {
         var body = Data()
         for try await data in HTTPExchange.send(request) {
             body.append(data)
         }
         try Task.checkCancellation()  // a stream whose reader is cancelled just ends
-        return try JSONDecoder().decode(type, from: body)
+        return try JSONDecoder().decode(Answer.self, from: body)
     }
 
     /// The stream's events up to `[DONE]`; one without it was cut off.

@@ -105,18 +105,19 @@ extension ResponseEvent: Decodable {
         let container = try decoder.container(keyedBy: CodingKeys.self)
         let type = try container.decode(String.self, forKey: .type)
         func response() throws -> Response { try container.decode(Response.self, forKey: .response) }
-        self = switch type {
-        case "response.created": .created(try response())
-        case "response.in_progress": .inProgress(try response())
-        case "response.output_item.added": .outputItemAdded(try Item(from: decoder))
-        case "response.output_item.done": .outputItemDone(try Item(from: decoder))
-        case "response.output_text.delta": .outputTextDelta(try Delta(from: decoder))
-        case "response.reasoning_text.delta": .reasoningTextDelta(try Delta(from: decoder))
-        case "response.function_call_arguments.delta": .functionCallArgumentsDelta(try Delta(from: decoder))
-        case "response.completed": .completed(try response())
-        case "response.incomplete": .incomplete(try response())
-        case "response.failed": .failed(try response())
-        default: .other(type: type, try JSONValue(from: decoder))
-        }
+        self =
+            switch type {
+            case "response.created": .created(try response())
+            case "response.in_progress": .inProgress(try response())
+            case "response.output_item.added": .outputItemAdded(try Item(from: decoder))
+            case "response.output_item.done": .outputItemDone(try Item(from: decoder))
+            case "response.output_text.delta": .outputTextDelta(try Delta(from: decoder))
+            case "response.reasoning_text.delta": .reasoningTextDelta(try Delta(from: decoder))
+            case "response.function_call_arguments.delta": .functionCallArgumentsDelta(try Delta(from: decoder))
+            case "response.completed": .completed(try response())
+            case "response.incomplete": .incomplete(try response())
+            case "response.failed": .failed(try response())
+            default: .other(type: type, try JSONValue(from: decoder))
+            }
     }
 }
