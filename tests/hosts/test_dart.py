@@ -18,7 +18,7 @@ from lib_mlx.server.openai import chat_request, responses_request
 from tests.hosts.contract import CONFIGS, check_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "bindings/dart"
@@ -96,15 +96,33 @@ def bare(text: str) -> str:
     return re.sub(r"\s", "", text)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_syntax(path: Path) -> None:
-    """Every file is Dart: its tree has neither errors nor gaps."""
+@pytest.fixture(scope="module")
+def faults() -> Callable[[bytes], list[str]]:
+    """Return a function that gives the errors and gaps in the tree of a source."""
     tree_sitter = pytest.importorskip("tree_sitter")
     dart = pytest.importorskip("tree_sitter_dart")
     parser = tree_sitter.Parser(tree_sitter.Language(dart.language()))
-    root = parser.parse(path.read_bytes()).root_node
-    assert list(_faults(root)) == []
-    assert root.child_count
+    return lambda source: list(_faults(parser.parse(source).root_node))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_syntax(path: Path, faults: Callable[[bytes], list[str]]) -> None:
+    """Every file is Dart."""
+    assert faults(path.read_bytes()) == []
+
+
+def test_readme(faults: Callable[[bytes], list[str]]) -> None:
+    """The README's program is Dart, and the README says that nobody has run it."""
+    text = (PACKAGE / "README.md").read_text()
+    (program,) = re.findall(r"^```dart\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert faults(program.encode()) == []
+    assert "**It has not been run**" in text
+
+
+@pytest.mark.parametrize("source", [b"void main() { print('a' }", b"class A { final int x = ; }", b"int f( => 1;"])
+def test_faults_are_found(source: bytes, faults: Callable[[bytes], list[str]]) -> None:
+    """What is no Dart is told apart, so that the tests above say something."""
+    assert faults(source)
 
 
 def _faults(node: Any) -> Iterator[str]:
@@ -112,15 +130,6 @@ def _faults(node: Any) -> Iterator[str]:
         yield f"line {node.start_point[0] + 1}: {node.type}"
     for child in node.children:
         yield from _faults(child)
-
-
-def test_the_parser_finds_faults() -> None:
-    """What is no Dart is no clean tree, so that the test above says something."""
-    tree_sitter = pytest.importorskip("tree_sitter")
-    dart = pytest.importorskip("tree_sitter_dart")
-    parser = tree_sitter.Parser(tree_sitter.Language(dart.language()))
-    for broken in (b"void main() { print('a' }", b"class A { final int x = ; }", b"int f( => 1;"):
-        assert list(_faults(parser.parse(broken).root_node))
 
 
 def test_bindings() -> None:
