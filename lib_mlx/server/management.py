@@ -35,7 +35,7 @@ async def live(_request: Request) -> Response:
 
 @described(statuses=(200, 503))
 async def health(request: Request) -> Response:
-    """`GET /health`: 200 if requests are answered now; 503 while they are not, and why."""
+    """`GET /health`: 200 if requests are taken; 503 while they are not, and why."""
     state = state_of(request)
     models = state.registry.known()
     stalled = any(entry.engine is not None and entry.engine.stalled for entry in models)
@@ -52,7 +52,8 @@ async def health(request: Request) -> Response:
         "in_flight": state.sessions.in_flight,
         "uptime_s": round(time.monotonic() - state.started, 3),
     }
-    return JsonResponse(answer, 200 if status == "ok" else 503)
+    waiting = status == "suspended" and state.config.suspended_requests == "wait"
+    return JsonResponse(answer, 200 if status == "ok" or waiting else 503)
 
 
 async def status(request: Request) -> Response:
