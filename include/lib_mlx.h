@@ -89,7 +89,7 @@ extern "C" {
  * Answer: {"ok": true, "handle": 1, "status": "ready" | "loading" | "failed", "model_id": "..."}; handles are
  * positive and never used twice. Only without waiting can it be "failed": the handle's status then says why.
  * Errors: invalid_json, invalid_argument, model_not_found, unsupported_model, unsupported_feature,
- *         corrupt_model, insufficient_memory, load_cancelled, and those of Python below.
+ *         corrupt_model, insufficient_memory, disk_full, load_cancelled, and those of Python below.
  * Blocks: until the model is ready, or not on the model at all with "wait": false. */
 LIB_MLX_API char *lib_mlx_load_model(const char *config_json);
 
@@ -203,6 +203,7 @@ LIB_MLX_API void lib_mlx_free(void *ptr);
  *     unsupported_model       the checkpoint's architecture or format is not supported
  *     corrupt_model           the checkpoint's files are damaged or incomplete
  *     insufficient_memory     the model does not fit into memory
+ *     disk_full               there is no room to write what a load has to (a converted .gguf file)
  *     load_cancelled          the load was cancelled by lib_mlx_unload_model() or lib_mlx_shutdown()
  *     model_loading           the model is not ready yet
  *     engine_died             the process that ran the model (`isolation`) has ended

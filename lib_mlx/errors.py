@@ -29,6 +29,7 @@ LibMlxError
 ├── ModelLoading           model_loading           503  the model is not ready yet
 ├── ShuttingDown           shutting_down           503  the server or process is stopping
 ├── InsufficientMemory     insufficient_memory     507  the model or request does not fit into memory
+├── DiskFull               disk_full               507  there is no room left on the disk
 ├── UnsupportedModel       unsupported_model       400  the checkpoint's architecture or format is not supported
 ├── CorruptModel           corrupt_model           400  the checkpoint's files are damaged or incomplete
 ├── DownloadFailed         download_failed         502  a model could not be fetched
@@ -230,6 +231,12 @@ class InsufficientMemory(LibMlxError):
     """The model or the request does not fit into memory."""
 
     code, http_status = "insufficient_memory", 507
+
+
+class DiskFull(LibMlxError):
+    """There is no room left on the disk for what is to be written."""
+
+    code, http_status = "disk_full", 507
 
 
 class UnsupportedModel(LibMlxError):

@@ -13,6 +13,7 @@ import filelock
 from lib_mlx.errors import CorruptModel, DownloadFailed, ModelNotFound
 from lib_mlx.models import hub, store
 from lib_mlx.models.catalog import CATALOG
+from lib_mlx.models.disk import room_on
 from lib_mlx.models.fetch import fetch_file, find_file
 from lib_mlx.models.gguf import convert_gguf
 
@@ -40,6 +41,7 @@ def pull(name: str, progress: Progress | None = None, revision: str | None = Non
     Raises:
         ModelNotFound: neither the catalogue nor the Hub knows the name.
         DownloadFailed: every source failed; an interrupted download can be resumed by calling again.
+        DiskFull: there is no room for it; likewise.
         UnsupportedModel: the repository has no safetensors weights.
     """
     progress = progress or (lambda _stage, _done, _total: None)
@@ -51,14 +53,15 @@ def pull(name: str, progress: Progress | None = None, revision: str | None = Non
                 hint=f"Known names: {', '.join(CATALOG)}; or name a Hugging Face repository as owner/name.",
             )
         return _from_hub(name, revision, progress)
-    with _locked(name, progress):
+    with room_on(store.data_dir()), _locked(name, progress):
         found = store.in_store(name) or store.in_hub_cache(entry.repo, revision)
         return found or _fetch(name, entry, progress)
 
 
 def _from_hub(repo: str, revision: str | None, progress: Progress) -> Path:
     if hub.is_reachable():
-        return hub.pull_repo(repo, revision, lambda done, total: progress("download", done, total))
+        with room_on(store.hub_cache()):
+            return hub.pull_repo(repo, revision, lambda done, total: progress("download", done, total))
     if cached := store.in_hub_cache(repo, revision):
         return cached
     reason = "HF_HUB_OFFLINE forbids it" if hub.is_offline() else "it cannot be reached"

@@ -24,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any
 import platformdirs
 
 from lib_mlx.errors import DownloadFailed
+from lib_mlx.models.disk import is_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,6 +161,7 @@ def fetch_file(url: str, target: Path, *, size: int, sha256: str, progress: Call
 
     Raises:
         DownloadFailed: the server refused, the connection failed for good, or the content is not the expected.
+        OSError: the file cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
@@ -177,6 +179,8 @@ def fetch_file(url: str, target: Path, *, size: int, sha256: str, progress: Call
                 part.unlink(missing_ok=True)
             failure = error
         except _NETWORK_ERRORS as error:
+            if is_full(error):
+                raise
             failure = error
         failures = 0 if part.exists() and part.stat().st_size > have else failures + 1
         if failures >= _ATTEMPTS:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_mlx.errors import DownloadFailed, LibMlxError, ModelNotFound, UnsupportedModel
 from lib_mlx.models import store
+from lib_mlx.models.disk import is_full
 from lib_mlx.models.fetch import open_url
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def pull_repo(repo: str, revision: str | None, progress: Callable[[int, int], No
         ModelNotFound: the Hub has no such repository or revision.
         UnsupportedModel: the repository has no safetensors weights.
         DownloadFailed: access is denied, or the network failed.
+        OSError: there is no room for it.
     """
     from huggingface_hub import snapshot_download
 
@@ -80,6 +82,8 @@ def pull_repo(repo: str, revision: str | None, progress: Callable[[int, int], No
     except LibMlxError:
         raise
     except Exception as error:
+        if is_full(error):
+            raise
         # A dry run tells of every refusal as DryRunError, with the reason as its cause.
         raise _translated(repo, revision, error.__cause__ or error) from error
 

@@ -19,6 +19,7 @@ import platformdirs
 
 from lib_mlx.errors import ModelNotFound
 from lib_mlx.models.catalog import CATALOG
+from lib_mlx.models.disk import room_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -189,7 +190,10 @@ def _converted(
         raise ModelNotFound(
             f"{source.name} has not been converted yet.", hint="It is when it is first loaded.", param="model_path"
         )
-    return found or convert_gguf(source, models_dir() / name, progress, cancelled)
+    if found is not None:
+        return found
+    with room_on(models_dir()):
+        return convert_gguf(source, models_dir() / name, progress, cancelled)
 
 
 def _not_found(name: str) -> ModelNotFound:

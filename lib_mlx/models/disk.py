@@ -1,0 +1,34 @@
+"""A disk that is full is an error of its own, wherever it is met."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from typing import TYPE_CHECKING
+
+from lib_mlx.errors import DiskFull
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_full(error: BaseException) -> bool:
+    """Tell whether `error` says that a disk, a quota or a file's limit has been reached."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+@contextlib.contextmanager
+def room_on(folder: Path) -> Iterator[None]:
+    """Raise DiskFull for what the block could not write into `folder` for want of room."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise DiskFull(
+            f"There is no room left in {folder}: {error.strerror}.",
+            hint="Make room, or move the folder (XDG_DATA_HOME), and try again.",
+        ) from error

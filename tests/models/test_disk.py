@@ -1,0 +1,87 @@
+"""Disks that are full, on file systems of a few hundred kilobytes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lib_mlx.errors import DiskFull
+from lib_mlx.models.disk import room_on
+from tests.models.gguf_files import write_gguf
+from tests.models.test_fetch import DIGEST, NAME
+from tests.models.test_fetch import site as site  # noqa: PLC0414 - a fixture
+
+if TYPE_CHECKING:
+    from tests.models.web import Site
+
+ROOT = Path(__file__).resolve().parents[2]
+
+LOAD = """
+import json, sys
+from lib_mlx import abi
+from lib_mlx.models import store
+from lib_mlx.operations import Operation
+def call(operation, handle=0, **config):
+    return json.loads(abi.dispatch(operation, handle, json.dumps(config).encode()))
+full = call(Operation.LOAD_MODEL, model_path=sys.argv[1])
+print(full["error"]["code"], [path.name for path in store.models_dir().iterdir()])
+print(call(Operation.LOAD_MODEL, model_path=sys.argv[2], prefix_cache_bytes=0)["status"])
+print(call(Operation.SHUTDOWN)["ok"])
+"""
+
+FETCH = """
+import sys
+from pathlib import Path
+from lib_mlx.models import fetch
+target = Path(sys.argv[1]) / "file"
+try:
+    fetch.fetch_file(sys.argv[2], target, size=1_000_000, sha256=sys.argv[3], progress=lambda *_: None)
+except OSError as error:
+    print(error.errno, [path.name for path in target.parent.iterdir()])
+"""
+
+
+def run(folder: Path, kilobytes: int, code: str, *arguments: object) -> list[str]:
+    """Run Python where `folder` is a file system of that size and holds the store; return the lines it prints."""
+    folder.mkdir()
+    script = f"mount -t tmpfs -o size={kilobytes}k none '{folder}' && exec \"$@\""
+    command = ["unshare", "-m", "sh", "-ec", script, "sh", sys.executable, "-c", code, *map(str, arguments)]
+    environment = {**os.environ, "LIB_MLX_DATA_DIR": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no namespaces here: {done.stderr}")
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+needs_root = pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root may mount")
+
+
+@needs_root
+def test_a_load_that_fills_the_disk(crafted: Path, tmp_path: Path) -> None:
+    """A file that cannot be converted for want of room is `disk_full`; nothing stays, and the library goes on."""
+    source = write_gguf(tmp_path / "model.gguf").path
+    assert run(tmp_path / "disk", 64, LOAD, source, crafted) == ["disk_full []", "ready", "True"]
+
+
+@needs_root
+def test_a_download_that_fills_the_disk(site: Site, tmp_path: Path) -> None:
+    """It ends at once, and goes on from there when there is room."""
+    url = f"{site.url}/files/{NAME}"
+    lines = run(tmp_path / "disk", 300, FETCH, tmp_path / "disk", url, DIGEST)
+    assert lines == [f"{errno.ENOSPC} ['file.part']"]
+    assert len(site.requests) == 1
+
+
+def test_the_folder_is_named(tmp_path: Path) -> None:
+    """The error says where there is no room; other errors stay what they are."""
+    with pytest.raises(DiskFull, match=str(tmp_path)), room_on(tmp_path):
+        Path("/dev/full").write_bytes(b"x")
+    with pytest.raises(FileNotFoundError), room_on(tmp_path):
+        (tmp_path / "nowhere" / "file").touch()
