@@ -15,7 +15,15 @@ import pytest
 
 from lib_mlx.config import LoadConfig, ServerConfig
 from lib_mlx.engine import engine
-from lib_mlx.errors import AddressInUse, InvalidArgument, InvalidHandle, LibMlxError, ModelLoading, ModelNotFound
+from lib_mlx.errors import (
+    AddressInUse,
+    Internal,
+    InvalidArgument,
+    InvalidHandle,
+    LibMlxError,
+    ModelLoading,
+    ModelNotFound,
+)
 from lib_mlx.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -96,6 +104,22 @@ def test_a_failed_load(runtime: Runtime, tmp_path: Path) -> None:
     runtime.unload(status.handle)
     with pytest.raises(InvalidHandle):
         runtime.status(status.handle)
+
+
+@pytest.mark.parametrize("failure", [MemoryError("no more"), SystemExit("no more"), RecursionError("no more")])
+def test_whatever_a_load_raises(
+    runtime: Runtime, crafted: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    """Whoever waits for the load gets an error, and the next load works."""
+
+    def explode(*_: Any, **__: Any) -> engine.EngineModel:
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "load", explode)
+        with pytest.raises(Internal, match="no more"):
+            runtime.load(config(crafted))
+    assert runtime.load(config(crafted)).model.status == "ready"
 
 
 def test_unload_cancels_a_load(runtime: Runtime, crafted: Path) -> None:

@@ -139,7 +139,7 @@ class Job:
             return []
         try:
             return self._advance(token, logprobs, ended)
-        except Exception as error:
+        except BaseException as error:  # a panic in Rust is no Exception
             log.exception("the output of a request could not be processed")
             self.cancel(internal_error(error))
             return [self.fail()]
@@ -197,7 +197,7 @@ class Job:
             return otherwise()
         try:
             return work()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's
+        except BaseException as error:  # noqa: BLE001 - whatever it is, a panic in Rust too, it is this request's
             self.cancel(internal_error(error))
             return otherwise()
 
@@ -254,6 +254,6 @@ def _up_to_first_call(deltas: list[Delta]) -> list[Delta]:
     return deltas[: first + 1]
 
 
-def internal_error(error: Exception) -> LibMlxError:
+def internal_error(error: BaseException) -> LibMlxError:
     """Return a defect as the error a client sees."""
     return Internal(f"Generation failed: {type(error).__name__}: {error}.", hint="Please report this.")

@@ -105,7 +105,7 @@ class Scheduler:
         out: list[tuple[EventStream, Batch]] = []
         try:
             self._step(out)
-        except Exception as error:
+        except BaseException as error:  # a panic in Rust is no Exception
             log.exception("the model failed; its requests end, the engine goes on")
             for job in self._jobs.values():
                 job.cancel(internal_error(error))
@@ -198,7 +198,7 @@ class Scheduler:
                 if job.error is None:
                     self._insert(job)
                     continue  # if it is cancelled meanwhile, the next step ends it
-            except Exception as error:
+            except BaseException as error:  # a panic in Rust is no Exception
                 log.exception("a request could not be started")
                 job.cancel(internal_error(error))
             out.append(_failure(job))

@@ -141,7 +141,7 @@ class Worker:
                 block = False
             try:
                 command()
-            except Exception:
+            except BaseException:  # a panic in Rust is no Exception
                 log.exception("a command failed on the engine thread")
             self.watchdog.progress()
             del command  # what it refers to may be a model that is to be freed

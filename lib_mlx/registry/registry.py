@@ -309,7 +309,7 @@ class Registry:
                 cancelled=slot.cancelled.is_set,
             )
             self._loaded(slot, engine)
-        except Exception as error:
+        except BaseException as error:  # a panic in Rust is no Exception
             if not isinstance(error, LibMlxError):
                 log.exception("loading %s failed", spec.id)
             self._failed(slot, error)
@@ -333,7 +333,7 @@ class Registry:
         self._pass_on()  # it may have changed meanwhile
         self._publish(slot)
 
-    def _failed(self, slot: Slot, error: Exception) -> None:
+    def _failed(self, slot: Slot, error: BaseException) -> None:
         known = error if isinstance(error, LibMlxError) else LibMlxError(f"The load failed: {error}.")
         waiting: list[Future[Lease]] = []
         with self._changed:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lib_mlx.engine.event_stream import Choices, LoopOutlet
-from lib_mlx.errors import Cancelled, ModelNotFound, ShuttingDown, Suspended
+from lib_mlx.errors import Cancelled, Internal, ModelNotFound, ShuttingDown, Suspended
 from lib_mlx.generation import Failed, Finished
 from lib_mlx.server.admission import Admission
 from lib_mlx.server.fields import new_id
@@ -117,7 +117,7 @@ class Sessions:
     async def work(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call `function` on the thread that prepares requests: for what would hold up the loop."""
         self._refuse_if_resting()
-        return await self._wait_for(self._pool.submit(function, *arguments))
+        return await self._wait_for(self._pool.submit(_guarded, function, *arguments))
 
     async def embed(
         self, engine: EngineModel, text: str | Sequence[int], *, truncate: bool, cancelled: Callable[[], bool]
@@ -128,7 +128,7 @@ class Sessions:
         def embed() -> tuple[list[float], int]:
             return engine.embed(text, truncate=truncate, cancelled=lambda: self._resting or cancelled())
 
-        return await self._wait_for(self._embedding.submit(embed))
+        return await self._wait_for(self._embedding.submit(_guarded, embed))
 
     @property
     def limit(self) -> int:
@@ -310,6 +310,16 @@ class Session:
             self.cancel(Cancelled("The client went away."))
         self._lease.release(self._keep_alive_s)
         self._owner.forget(self)
+
+
+def _guarded(function: Callable[..., T], *arguments: Any) -> T:
+    """Call `function`; a panic in Rust, which is no Exception, would end the event loop."""
+    try:
+        return function(*arguments)
+    except Exception:
+        raise
+    except BaseException as error:
+        raise Internal(f"A request could not be prepared: {type(error).__name__}: {error}.") from error
 
 
 def _suspended() -> Suspended:

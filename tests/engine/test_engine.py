@@ -10,6 +10,7 @@ import pytest
 from lib_mlx.config import EngineConfig
 from lib_mlx.engine import engine
 from lib_mlx.engine.output_parser import OutputFormat
+from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import (
     Cancelled,
     ContextLengthExceeded,
@@ -294,12 +295,22 @@ def test_suspended_means_nothing_is_evaluated(model: EngineModel) -> None:
     assert run.wait().text == SCRIPTS["long"].text()
 
 
-def test_a_failing_processor_fails_its_own_request(model: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:
+class PanicException(BaseException):
+    """What Rust's panics are in Python."""
+
+
+FAILURES = [RuntimeError("boom"), MemoryError("boom"), SystemExit("boom"), PanicException("boom")]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failing_processor_fails_its_own_request(
+    model: EngineModel, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
     """An exception inside one request's part of a step ends that request; its neighbours notice nothing."""
 
     def broken(_params: object, _length: int) -> list[Callable[[object, object], object]]:
         def explode(_tokens: object, _logits: object) -> object:
-            raise RuntimeError("boom")
+            raise failure
 
         return [explode]
 
@@ -312,13 +323,14 @@ def test_a_failing_processor_fails_its_own_request(model: EngineModel, monkeypat
     assert neighbour.wait().text == SCRIPTS["long"].text()
 
 
+@pytest.mark.parametrize("failure", FAILURES)
 def test_a_failing_model_fails_its_batch_and_the_engine_goes_on(
-    model: EngineModel, monkeypatch: pytest.MonkeyPatch
+    model: EngineModel, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
     """An exception inside the network ends the requests of that batch; later ones are answered."""
 
     def explode(*_: object) -> None:
-        raise RuntimeError("the network is broken")
+        raise failure
 
     cancelled = Run(model, "loop")
     cancelled.events += cancelled.stream.get()
@@ -327,4 +339,20 @@ def test_a_failing_model_fails_its_batch_and_the_engine_goes_on(
         cancelled.job.cancel(Cancelled("enough"))  # ends in the very step that fails
         assert Run(model, "hello").wait().failure.error.code == "internal"
     assert cancelled.wait().failure.error.code == "cancelled"
+    assert Run(model, "hello").wait().text == SCRIPTS["hello"].text()
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failing_command_does_not_end_the_engine(
+    model: EngineModel, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    """Nor does a request that cannot be started, or a command that nobody waits for."""
+
+    def explode(*_: object) -> None:
+        raise failure
+
+    get_worker().post(explode)
+    with monkeypatch.context() as patch:
+        patch.setattr(model._scheduler, "_insert", explode)
+        assert Run(model, "hello").wait().failure.error.code == "internal"
     assert Run(model, "hello").wait().text == SCRIPTS["hello"].text()

@@ -37,3 +37,30 @@ def test_a_defect(
     assert record.exc_info
     assert http.post(path, json=ASKED).status_code == 200
     assert http.get("/health").json()["in_flight"] == 0
+
+
+class PanicException(BaseException):
+    """What Rust's panics are in Python."""
+
+
+@pytest.mark.parametrize(
+    ("path", "broken"),
+    [
+        ("/v1/chat/completions", "lib_mlx.engine.engine.EngineModel.prepare"),
+        ("/v1/embeddings", "lib_mlx.engine.engine.EngineModel.embed"),
+    ],
+)
+def test_a_panic(http: httpx2.Client, monkeypatch: pytest.MonkeyPatch, path: str, broken: str) -> None:
+    """A panic in the tokenizer, which is no Exception, ends neither the event loop nor a slot."""
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("called `unwrap()`")
+
+    asked = ASKED if "chat" in path else {"model": "crafted", "input": "hello"}
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, panic)
+        answer = http.post(path, json=asked)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+    assert "PanicException" in answer.json()["error"]["message"]
+    assert http.post("/v1/chat/completions", json=ASKED).status_code == 200
+    assert http.get("/health").json()["in_flight"] == 0
