@@ -226,7 +226,7 @@ class CustomBuildHook(_BuildHook):  # type: ignore[type-arg]  # hatchling's conf
         if version != "editable":
             files = build_data["force_include"]
             files.update({str(output): f"lib_mlx/{output.name}" for output in outputs})
-            files[str(INCLUDE / "lib_mlx.h")] = "lib_mlx/include/lib_mlx.h"
+            files.update({str(header): f"lib_mlx/include/{header.name}" for header in INCLUDE.iterdir()})
 
 
 if __name__ == "__main__":
