@@ -62,6 +62,7 @@ def test_wheel_holds_library_backend_and_header(library: Path, tmp_path: Path) -
     with zipfile.ZipFile(wheel) as content:
         names = set(content.namelist())
     backend = f"lib_mlx/_backend_{tag}.so"
-    assert {f"lib_mlx/{library.name}", backend, "lib_mlx/include/lib_mlx.h", "lib_mlx/abi.py"} <= names
+    headers = {"lib_mlx/include/lib_mlx.h", "lib_mlx/include/lib_mlx.hpp"}
+    assert {f"lib_mlx/{library.name}", backend, "lib_mlx/abi.py", *headers} <= names
     assert [name for name in names if name.startswith("lib_mlx/_backend")] == [backend]
     assert ("lib_mlx/_cpu.so" in names) == build_ffi.HAS_CPU
