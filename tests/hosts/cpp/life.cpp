@@ -96,8 +96,9 @@ static void unloading_while_streaming()
 
     CHECK(stream.status == 200 && stream.line(line));
     CHECK(model.unload().ok());
-    for (int lines = 0; stream.line(line); lines++)
+    for (int lines = 0; stream.line(line) && line.find("\"shutting_down\"") == line.npos; lines++)
         CHECK(lines < 100000);
+    CHECK(line.rfind("data: {\"error\":", 0) == 0);
 }
 
 static void wrong_requests()

@@ -198,15 +198,18 @@ fn keys_and_unix_sockets() {
 }
 
 #[test]
-fn unloading_ends_a_stream() {
+fn unloading_ends_streams_with_an_error() {
     let Some(path) = model_path() else { return };
     let (model, client) = served(&path);
-    let mut stream = client.chat(&chat("loop")).unwrap();
-    assert!(stream.next().unwrap().is_ok());
-    let reader = thread::spawn(move || stream.last());
+    let mut chat = client.chat(&chat("loop")).unwrap();
+    let mut response = client.respond(&ResponseRequest::new("crafted", "loop")).unwrap();
+    assert!(chat.next().unwrap().is_ok() && response.next().unwrap().is_ok());
+    let chat = thread::spawn(move || chat.last().unwrap());
+    let response = thread::spawn(move || response.last().unwrap());
     model.unload().unwrap();
-    // With the dialect's error event or with the connection, but it ends.
-    assert!(reader.join().unwrap().is_some());
+    assert_eq!(chat.join().unwrap().unwrap_err().code, ErrorCode::ShuttingDown);
+    // The code that the Responses API has for it.
+    assert_eq!(response.join().unwrap().unwrap_err().code.as_str(), "server_error");
 }
 
 #[test]
