@@ -31,7 +31,7 @@ format: $(SYNCED)
 library: $(SYNCED)
 	@$(BIN)/python build_ffi.py >/dev/null
 
-$(CHAT): examples/c/chat.c include/lib_mlx.h | library
+$(CHAT): examples/c/chat.c examples/c/http.h examples/c/json.h include/lib_mlx.h | library
 	@$(MAKE) --no-print-directory -C examples/c chat
 
 # The versions of uv.lock, and this checkout as an editable install.

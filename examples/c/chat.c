@@ -1,22 +1,25 @@
 /* Talks to a model through liblib_mlx: `chat MODEL [PROMPT]`.
  *
- * Loads MODEL (a directory or a name in the store) through the C library, starts its HTTP server on a free
- * port, streams one chat completion from it over a plain socket, prints the text as it arrives, then how fast
- * it came, and takes everything down again. Exit status 0, or 1 after an error, whose JSON goes to stderr. */
-#include <arpa/inet.h>
+ * Loads MODEL (a directory or a name in the store) through the C library and shows the progress on stderr; starts
+ * its HTTP server on a free port; streams one chat completion from it over a plain socket, prints the text as it
+ * arrives, then how fast it came; cancels a second one in mid-answer; takes everything down again. Exit status 0, or
+ * 1 after an error, whose code, message and hint go to stderr. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "http.h"
+#include "json.h"
 #include "lib_mlx.h"
 
 static const char default_prompt[] = "Why is the sky blue? Answer in two sentences.";
 
-enum { MAX_TOKENS = 256 };
+static const char long_prompt[] = "loop: count from one to a thousand, in words.";
+
+enum { MAX_TOKENS = 256, LONG_ANSWER = 3000 };
 
 static double seconds(void)
 {
@@ -26,220 +29,14 @@ static double seconds(void)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
-/* Prints what went wrong and ends the program; the library lets a host exit at any time. */
-static void die(const char *what)
+static void sleep_ms(long duration)
 {
-    fprintf(stderr, "%s\n", what);
-    exit(1);
+    struct timespec wait = {.tv_sec = duration / 1000, .tv_nsec = duration % 1000 * 1000000};
+
+    nanosleep(&wait, NULL);
 }
 
-/* ---- just enough JSON ---- */
-
-/* The text of `value` as a JSON string with its quotes; the caller frees it. */
-static char *json_quote(const char *value)
-{
-    char *quoted = malloc(6 * strlen(value) + 3), *end = quoted;
-
-    if (!quoted)
-        die("out of memory");
-    *end++ = '"';
-    for (; *value; value++) {
-        if (*value == '"' || *value == '\\')
-            end += sprintf(end, "\\%c", *value);
-        else if ((unsigned char)*value < 0x20)
-            end += sprintf(end, "\\u%04x", (unsigned)*value);
-        else
-            *end++ = *value;
-    }
-    strcpy(end, "\"");
-    return quoted;
-}
-
-/* The first value of `key` at or after `json`; NULL when there is none. A key inside a string cannot match:
- * its quotes are escaped there. */
-static const char *json_value(const char *json, const char *key)
-{
-    size_t length = strlen(key);
-
-    for (const char *quote = json; (quote = strchr(quote, '"')); quote++) {
-        const char *after = quote + 1 + length;
-        if (strncmp(quote + 1, key, length) || *after != '"')
-            continue;
-        after += 1 + strspn(after + 1, " ");
-        if (*after == ':')
-            return after + 1 + strspn(after + 1, " ");
-    }
-    return NULL;
-}
-
-static long json_integer(const char *json, const char *key)
-{
-    const char *value = json_value(json, key);
-
-    return value ? strtol(value, NULL, 10) : 0;
-}
-
-static char *append_utf8(char *out, uint32_t code)
-{
-    if (code < 0x80) {
-        *out++ = (char)code;
-    } else if (code < 0x800) {
-        *out++ = (char)(0xc0 | code >> 6);
-        *out++ = (char)(0x80 | (code & 0x3f));
-    } else if (code < 0x10000) {
-        *out++ = (char)(0xe0 | code >> 12);
-        *out++ = (char)(0x80 | (code >> 6 & 0x3f));
-        *out++ = (char)(0x80 | (code & 0x3f));
-    } else {
-        *out++ = (char)(0xf0 | code >> 18);
-        *out++ = (char)(0x80 | (code >> 12 & 0x3f));
-        *out++ = (char)(0x80 | (code >> 6 & 0x3f));
-        *out++ = (char)(0x80 | (code & 0x3f));
-    }
-    return out;
-}
-
-/* The four hex digits after "\u" at `text`; 0 when they are not there. */
-static uint32_t hex4(const char *text)
-{
-    unsigned code = 0;
-
-    return text[0] == '\\' && text[1] == 'u' && sscanf(text + 2, "%4x", &code) == 1 ? code : 0;
-}
-
-/* Decodes the escape at `text` (a backslash) and steps over it. */
-static char *decode_escape(char *out, const char **text)
-{
-    static const char plain[] = "\"\\/bfnrt", meaning[] = "\"\\/\b\f\n\r\t";
-    const char *found;
-    uint32_t code = hex4(*text), low;
-
-    if (code) {
-        *text += 6;
-        low = code >= 0xd800 && code < 0xdc00 ? hex4(*text) : 0;
-        if (low) {
-            *text += 6;
-            code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
-        }
-        return append_utf8(out, code);
-    }
-    found = strchr(plain, (*text)[1]);
-    *out++ = found && *found ? meaning[found - plain] : '?';
-    *text += (*text)[1] ? 2 : 1;
-    return out;
-}
-
-/* Decodes the string that `key` has in `json`; 0 when it has none. `out` must be as long as `json`. */
-static int json_string(const char *json, const char *key, char *out)
-{
-    const char *text = json_value(json, key);
-
-    if (!text || *text++ != '"')
-        return 0;
-    while (*text && *text != '"') {
-        if (*text == '\\')
-            out = decode_escape(out, &text);
-        else
-            *out++ = *text++;
-    }
-    *out = '\0';
-    return 1;
-}
-
-/* ---- just enough HTTP/1.1 ---- */
-
-enum { LINE = 1 << 16 };
-
-struct http {
-    int socket;
-    char buffer[4096];
-    ssize_t used, next;
-    int chunked;
-    long left; /* bytes left in the current chunk */
-};
-
-static int next_byte(struct http *http)
-{
-    if (http->next == http->used) {
-        http->used = read(http->socket, http->buffer, sizeof http->buffer);
-        http->next = 0;
-        if (http->used <= 0) {
-            http->used = 0;
-            return EOF;
-        }
-    }
-    return (unsigned char)http->buffer[http->next++];
-}
-
-/* A line without its end, from whichever source of bytes; 0 at the end. A longer line is cut. */
-static int read_line(struct http *http, int (*source)(struct http *), char line[LINE])
-{
-    size_t length = 0;
-    int byte;
-
-    while ((byte = source(http)) != EOF && byte != '\n')
-        if (byte != '\r' && length < LINE - 1)
-            line[length++] = (char)byte;
-    line[length] = '\0';
-    return byte != EOF || length > 0;
-}
-
-/* A byte of the body, across the borders of chunks. */
-static int body_byte(struct http *http)
-{
-    static char size[LINE];
-
-    if (!http->chunked)
-        return next_byte(http);
-    if (!http->left) {
-        do
-            if (!read_line(http, next_byte, size))
-                return EOF;
-        while (!*size); /* the line end that closes the chunk before */
-        http->left = strtol(size, NULL, 16);
-        if (http->left <= 0)
-            return EOF;
-    }
-    http->left--;
-    return next_byte(http);
-}
-
-static void send_all(int client, const char *data, size_t length)
-{
-    while (length) {
-        ssize_t sent = write(client, data, length);
-        if (sent <= 0)
-            die("the connection was lost");
-        data += sent;
-        length -= (size_t)sent;
-    }
-}
-
-/* Sends a JSON body and reads the head of the answer; returns its status. */
-static int post(struct http *http, int port, const char *path, const char *body)
-{
-    static char line[LINE];
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-    char head[256];
-    int length, status = 0;
-
-    memset(http, 0, sizeof *http);
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    http->socket = socket(AF_INET, SOCK_STREAM, 0);
-    if (http->socket < 0 || connect(http->socket, (struct sockaddr *)&address, sizeof address))
-        die("cannot connect to the server");
-    length = snprintf(head, sizeof head, "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
-                      "Content-Length: %zu\r\nConnection: close\r\n\r\n", path, port, strlen(body));
-    send_all(http->socket, head, (size_t)length);
-    send_all(http->socket, body, strlen(body));
-    if (!read_line(http, next_byte, line) || sscanf(line, "HTTP/1.1 %d", &status) != 1)
-        die("no HTTP answer");
-    while (read_line(http, next_byte, line) && *line)
-        http->chunked |= !strcmp(line, "transfer-encoding: chunked") || !strcmp(line, "Transfer-Encoding: chunked");
-    return status;
-}
-
-/* ---- one chat completion ---- */
+/* ---- chat completions ---- */
 
 struct speed {
     double sent, first, last;
@@ -253,7 +50,7 @@ static void handle_event(const char *event, struct speed *speed)
     const char *delta = json_value(event, "delta"), *usage = json_value(event, "usage");
 
     if (!strncmp(event, "{\"error\"", 8))
-        die(event);
+        fail(event);
     if (delta && json_string(delta, "content", text) && *text) {
         speed->last = seconds();
         if (!speed->first)
@@ -277,7 +74,7 @@ static void print_speed(const struct speed *speed)
     printf("\n");
 }
 
-static char *chat_body(const char *prompt)
+static char *chat_body(const char *prompt, int max_tokens)
 {
     static const char format[] = "{\"model\": \"chat\", \"stream\": true, \"stream_options\": {\"include_usage\": true}, "
                                  "\"temperature\": 0, \"max_tokens\": %d, "
@@ -288,28 +85,73 @@ static char *chat_body(const char *prompt)
 
     if (!body)
         die("out of memory");
-    snprintf(body, size, format, MAX_TOKENS, quoted);
+    snprintf(body, size, format, max_tokens, quoted);
     free(quoted);
     return body;
+}
+
+static void begin(struct http *http, int port, const char *prompt, int max_tokens)
+{
+    static char line[LINE];
+    char *body = chat_body(prompt, max_tokens);
+    int status = ask(http, port, "POST /v1/chat/completions", body);
+
+    free(body);
+    if (status != 200 && read_line(http, body_byte, line))
+        fail(line);
+}
+
+/* The JSON of the stream's next event; NULL at its end. */
+static const char *next_event(struct http *http)
+{
+    static char line[LINE];
+
+    while (read_line(http, body_byte, line))
+        if (!strncmp(line, "data: {", 7))
+            return line + 6;
+    return NULL;
 }
 
 static void chat(int port, const char *prompt)
 {
     static struct http http;
-    static char line[LINE];
     struct speed speed = {.sent = seconds()};
-    char *body = chat_body(prompt);
-    int status = post(&http, port, "/v1/chat/completions", body);
+    const char *event;
 
-    free(body);
-    while (read_line(&http, body_byte, line)) {
-        if (status != 200)
-            die(line);
-        if (!strncmp(line, "data: {", 7))
-            handle_event(line + 6, &speed);
-    }
+    begin(&http, port, prompt, MAX_TOKENS);
+    while ((event = next_event(&http)))
+        handle_event(event, &speed);
     close(http.socket);
     print_speed(&speed);
+}
+
+static long in_flight(int port)
+{
+    static struct http http;
+    static char line[LINE];
+
+    if (ask(&http, port, "GET /health", "") != 200 || !read_line(&http, body_byte, line))
+        die("the server is not well");
+    close(http.socket);
+    return json_integer(line, "in_flight");
+}
+
+/* A client that closes its connection cancels its request. */
+static void cancel(int port)
+{
+    static struct http http;
+    const char *event;
+    double until;
+
+    begin(&http, port, long_prompt, LONG_ANSWER);
+    while ((event = next_event(&http)) && !strstr(event, "\"content\":\""))
+        ;
+    printf("a long answer: in flight %ld, ", in_flight(port));
+    close(http.socket);
+    for (until = seconds() + 10; in_flight(port) > 0; sleep_ms(20))
+        if (seconds() > until)
+            die("the request was not cancelled");
+    printf("cancelled: in flight 0\n");
 }
 
 /* ---- the library ---- */
@@ -320,7 +162,7 @@ static char *checked(char *answer)
     if (!answer)
         die("out of memory");
     if (strncmp(answer, "{\"ok\": true", 11))
-        die(answer);
+        fail(answer);
     return answer;
 }
 
@@ -333,7 +175,7 @@ static int64_t load(const char *model)
 
     if (!config)
         die("out of memory");
-    snprintf(config, size, "{\"model_path\": %s, \"model_id\": \"chat\"}", quoted);
+    snprintf(config, size, "{\"model_path\": %s, \"model_id\": \"chat\", \"wait\": false}", quoted);
     answer = checked(lib_mlx_load_model(config));
     handle = json_integer(answer, "handle");
     lib_mlx_free(answer);
@@ -342,19 +184,55 @@ static int64_t load(const char *model)
     return handle;
 }
 
+/* Shows how the load goes on until the model is ready. A status never blocks: a UI thread may ask for it. */
+static void wait_until_ready(int64_t handle)
+{
+    char state[LINE] = "loading", stage[LINE] = "";
+    long percent, shown = -1;
+
+    while (!strcmp(state, "loading")) {
+        char *status = checked(lib_mlx_server_status(handle));
+        const char *model = json_value(status, "model"), *progress = json_value(status, "progress");
+
+        if (strlen(status) >= LINE || !model || !json_string(model, "status", state))
+            die(status);
+        if (!strcmp(state, "failed"))
+            fail(model);
+        percent = progress ? (long)(100 * strtod(progress, NULL)) : 0;
+        if (percent != shown && json_string(model, "stage", stage) && *stage)
+            fprintf(stderr, "loading: %ld %% (%s)\n", percent, stage);
+        shown = percent;
+        lib_mlx_free(status);
+        sleep_ms(20);
+    }
+}
+
+static void unload(int64_t handle)
+{
+    char *answer = checked(lib_mlx_unload_model(handle));
+
+    printf("unloaded: %ld MB, then %ld MB\n", json_integer(answer, "before_bytes") / 1000000,
+           json_integer(answer, "after_bytes") / 1000000);
+    lib_mlx_free(answer);
+}
+
 int main(int argc, char **argv)
 {
     const char *prompt = argc > 2 ? argv[2] : default_prompt;
     int64_t handle;
     char *server;
+    int port;
 
     if (argc < 2 || argc > 3)
         die("usage: chat MODEL [PROMPT]");
     handle = load(argv[1]);
+    wait_until_ready(handle);
     server = checked(lib_mlx_start_server(handle, "{\"port\": 0}"));
-    chat((int)json_integer(server, "port"), prompt);
+    port = (int)json_integer(server, "port");
     lib_mlx_free(server);
+    chat(port, prompt);
+    cancel(port);
     lib_mlx_free(checked(lib_mlx_stop_server(handle)));
-    lib_mlx_free(checked(lib_mlx_unload_model(handle)));
+    unload(handle);
     return 0;
 }

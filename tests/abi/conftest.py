@@ -31,7 +31,8 @@ class Programs:
         """Compile and link `name`.c; return the program."""
         program = self.directory / name
         if not program.exists():
-            link = [f"-L{self.library.parent}", "-llib_mlx", f"-Wl,-rpath,{self.library.parent}", "-ldl", "-pthread"]
+            link = [f"-L{self.library.parent}", "-llib_mlx", f"-Wl,-rpath,{self.library.parent}"]
+            link += ["-ldl", "-lm", "-pthread"]
             compile_c(SOURCES / f"{name}.c", program, "-std=c11", "-D_GNU_SOURCE", "-g", *self.flags, *link)
         return program
 

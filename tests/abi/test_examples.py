@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,12 +44,16 @@ def test_c_in_docs_compiles(block: str, tmp_path: Path, library: Path) -> None:
 
 
 def test_chat_streams_an_answer(chat: Path, crafted: Path) -> None:
-    """The demo prints the model's text, then tokens, tokens per second and the time to the first token."""
+    """The demo prints progress, the model's text, its speed, how a cancelled request ended, and the freed memory."""
     result = run([chat, crafted, "hello"])
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(r"(loading: \d+ % \(\w+\)\n)+", result.stderr)
     text, figures = result.stdout.strip().split("\n\n")
     assert text == "Hello, I am a crafted model."
-    assert re.fullmatch(r"9 tokens, [\d.]+ tokens/s, first token after \d+\.\d\d s", figures)
+    speed, cancelled, memory = figures.splitlines()
+    assert re.fullmatch(r"9 tokens, [\d.]+ tokens/s, first token after \d+\.\d\d s", speed)
+    assert cancelled == "a long answer: in flight 1, cancelled: in flight 0"
+    assert re.fullmatch(r"unloaded: \d+ MB, then \d+ MB", memory)
 
 
 def test_chat_prints_any_character(chat: Path, crafted: Path) -> None:
@@ -56,16 +61,20 @@ def test_chat_prints_any_character(chat: Path, crafted: Path) -> None:
     assert run([chat, crafted, "unicode"]).stdout.startswith("café 日本語 👩\u200d💻")
 
 
-def test_chat_reports_errors(chat: Path, tmp_path: Path) -> None:
-    """An error ends the demo with status 1 and the error's JSON on stderr."""
-    result = run([chat, tmp_path / "none"])
+@pytest.mark.parametrize(("name", "code"), [("none", "model_not_found"), ("damaged", "corrupt_model")])
+def test_chat_reports_errors(chat: Path, crafted: Path, tmp_path: Path, name: str, code: str) -> None:
+    """An error, of the call or of the load, ends the demo with status 1 and code, message and hint on stderr."""
+    if name == "damaged":
+        shutil.copytree(crafted, tmp_path / name)
+        (tmp_path / name / "model.safetensors").write_bytes(b"nothing")
+    result = run([chat, tmp_path / name])
     assert (result.returncode, result.stdout) == (1, "")
-    assert '"code": "model_not_found"' in result.stderr
+    assert re.search(rf"^{code}: .+\. .+$", result.stderr, re.MULTILINE)
 
 
 @pytest.mark.model
 def test_chat_with_a_real_model(chat: Path, smollm2: Path) -> None:
     """SmolLM2 answers through the demo."""
     result = run([chat, smollm2, "What is the capital of France?"])
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0, result.stderr
     assert "Paris" in result.stdout

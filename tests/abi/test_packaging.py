@@ -144,7 +144,12 @@ def test_a_wheels_files(library: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as content:
         names = set(content.namelist())
     backend = f"lib_mlx/_backend_{tag}.so"
-    texts = {"include/lib_mlx.h", "share/pkgconfig/lib_mlx.pc", "share/cmake/lib_mlx/lib_mlxConfig.cmake"}
+    texts = {
+        "include/lib_mlx.h",
+        "include/lib_mlx.hpp",
+        "share/pkgconfig/lib_mlx.pc",
+        "share/cmake/lib_mlx/lib_mlxConfig.cmake",
+    }
     assert {f"lib_mlx/{library.name}", backend, "lib_mlx/abi.py", *(f"lib_mlx/{text}" for text in texts)} <= names
     assert [name for name in names if name.startswith("lib_mlx/_backend")] == [backend]
     assert ("lib_mlx/_cpu.so" in names) == build_ffi.HAS_CPU

@@ -21,7 +21,11 @@ PROMPT_S = 3.5
 
 
 def test_process_state_is_unchanged(programs: Programs, crafted: Path) -> None:
-    """Environment, working directory, locale, limits, signal handlers and masks survive a model's life."""
+    """What belongs to the process and its threads survives a model's life.
+
+    Environment, working directory, locale, limits, umask, signal handlers, standard streams; and signal mask, rounding
+    mode, exception masks and treatment of denormals of the calling thread, of another one and of those made later.
+    """
     programs.check("unchanged", crafted)
 
 
