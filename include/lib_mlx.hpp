@@ -53,6 +53,7 @@ inline constexpr std::string_view unsupported_model = "unsupported_model";
 inline constexpr std::string_view unsupported_feature = "unsupported_feature";
 inline constexpr std::string_view corrupt_model = "corrupt_model";
 inline constexpr std::string_view insufficient_memory = "insufficient_memory";
+inline constexpr std::string_view disk_full = "disk_full";
 inline constexpr std::string_view load_cancelled = "load_cancelled";
 inline constexpr std::string_view model_loading = "model_loading";
 inline constexpr std::string_view suspended = "suspended";

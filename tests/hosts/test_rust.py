@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import build_ffi
 from lib_mlx.config import LoadConfig, Profile, ServedModel, ServerConfig
 from tests.hosts.chat_program import ROOT, check_answer, check_errors, run
 
@@ -133,7 +134,8 @@ def test_library_is_found(cargo: Cargo, library: Path, tmp_path: Path, place: st
         if not shutil.which("pkg-config"):
             pytest.skip("no pkg-config here")
         directory = tmp_path
-        (tmp_path / library.name).symlink_to(library)
+        for name in (library.name, build_ffi.VERSIONED):
+            (tmp_path / name).symlink_to(library.with_name(name))
         (tmp_path / "lib_mlx.pc").write_text(f"libdir={tmp_path}\nName: lib_mlx\nDescription: .\nVersion: 0.1.0\n")
     target = cargo.target / place
     environment = {key: value for key, value in os.environ.items() if key != "LIB_MLX_LIB_DIR"}
@@ -142,7 +144,7 @@ def test_library_is_found(cargo: Cargo, library: Path, tmp_path: Path, place: st
     result = run(command, cwd=CRATES, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr
     linked = run(["ldd", target / "debug/examples/chat"]).stdout
-    assert f"{library.name} => {directory / library.name}" in linked
+    assert f"{build_ffi.VERSIONED} => {directory / build_ffi.VERSIONED}" in linked
 
 
 @pytest.mark.slow

@@ -26,6 +26,9 @@ extension type const LibMlxErrorCode(String value) implements String {
   /// The model or request does not fit into memory; also: the process has run out of it.
   static const insufficientMemory = LibMlxErrorCode('insufficient_memory');
 
+  /// There is no room on the disk for what a load has to write.
+  static const diskFull = LibMlxErrorCode('disk_full');
+
   /// The load was cancelled by an unload or a shutdown.
   static const loadCancelled = LibMlxErrorCode('load_cancelled');
 

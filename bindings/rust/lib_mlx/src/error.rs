@@ -122,6 +122,8 @@ codes! {
     CorruptModel = "corrupt_model",
     /// The model or the request does not fit into memory.
     InsufficientMemory = "insufficient_memory",
+    /// There is no room on the disk for what a load has to write.
+    DiskFull = "disk_full",
     /// The load was cancelled by an unload or a shutdown.
     LoadCancelled = "load_cancelled",
     /// The model is not ready yet.

@@ -50,6 +50,8 @@ extension LibMlxError.Code {
     public static let corruptModel = Self(rawValue: "corrupt_model")
     /// The model or request does not fit into memory; also: the process has run out of it.
     public static let insufficientMemory = Self(rawValue: "insufficient_memory")
+    /// There is no room on the disk for what a load has to write.
+    public static let diskFull = Self(rawValue: "disk_full")
     /// The load was cancelled by an unload, a shutdown or the cancellation of the task that awaited it.
     public static let loadCancelled = Self(rawValue: "load_cancelled")
     /// The model is not ready yet.
