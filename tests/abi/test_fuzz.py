@@ -50,10 +50,10 @@ def stubbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("driver", ["libfuzzer", "loop"])
 def test_no_input_breaks_the_library(driver: Driver, tmp_path: Path) -> None:
-    """Twenty seconds of hostile calls end no process and meet no `internal` error; every answer is ASCII JSON."""
+    """Hostile calls end no process and meet no `internal` error; every answer is ASCII JSON."""
     if driver == "libfuzzer" and not find_clang():
         pytest.skip("no clang with libFuzzer here")
-    outcome = fuzz(Sandbox(tmp_path, driver), 20)
+    outcome = fuzz(Sandbox(tmp_path, driver), 8)
     assert outcome.crashes == [], outcome.crashes[0].with_suffix(".txt").read_text()
     assert outcome.executions > 20
 

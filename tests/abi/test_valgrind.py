@@ -50,7 +50,7 @@ def test_memcheck_sees_a_lost_answer(programs: Programs) -> None:
     assert sorted(lost) == ["Leak_DefinitelyLost in _cffi_f_strdup", "Leak_DefinitelyLost in lib_mlx_version"]
 
 
-@pytest.mark.parametrize(("name", "needs_model"), [("inputs", False), ("life", True), ("sigpipe", True)])
+@pytest.mark.parametrize(("name", "needs_model"), [("inputs", False), ("life", True)])
 def test_memcheck_finds_nothing(programs: Programs, crafted: Path, name: str, needs_model: bool) -> None:
-    """Bad inputs, a model's life and requests that are cut off leave no definite leak and no invalid access."""
+    """Bad inputs and a model's life leave no definite leak and no invalid access."""
     assert memcheck(programs, name, *([crafted] if needs_model else [])) == []

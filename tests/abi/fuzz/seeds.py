@@ -31,6 +31,10 @@ CALLS: tuple[tuple[str, ...], ...] = (
     (LAZY, LAZY, "q1", "u0", "d0", "q1", LAZY, "q2"),
     (GOOD, "u0", "u0", "s0", "t0", "p0", "p0", "r0"),
     ('l0{"model_path": "model", "prefix_cache_path": "cache", "prefix_cache_bytes": 100000}', "s0", "u0"),
+    ('l0{"model_path": "model", "isolation": "process"}', "q0", "s0", "p0", "r0", "t0", "u0"),
+    ('l0{"model_path": "model", "isolation": "process", "wait": false}', "u0", 'l0{"isolation": "thread"}'),
+    ('l0{"model_path": "model", "log_file": "log", "log_level": "debug"}', 's0{"suspended_requests": "fail"}', "p0"),
+    ('l0{"model_path": "model", "log_file": "model"}', 'l0{"model_path": "model", "log_level": "loud"}'),
     ('l0{"model_path": "model", "prefix_cache_path": "models.toml"}', 'l0{"revision": "x", "model_path": "model"}'),
 )
 
