@@ -151,7 +151,7 @@ class ChildProcess:
         if self._channel is not None:
             self._channel.close()
         return EngineDied(
-            f"The engine's process has ended: {_manner(code)}.", hint="Unload the handle; load the model again."
+            f"The engine's process has ended: {_manner(code)}.", hint="Unload the handle and load the model again."
         )
 
     def _died(self, death: EngineDied) -> None:
