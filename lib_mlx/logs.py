@@ -70,6 +70,13 @@ class _Switch:
 
 
 class _Handler(logging.handlers.WatchedFileHandler):
+    max_bytes: int | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)  # which begins a new file where somebody has moved the old one
+        if self.max_bytes is not None and self.stream is not None and self.stream.tell() > self.max_bytes:
+            Path(self.baseFilename).replace(f"{self.baseFilename}.1")
+
     def close(self) -> None:
         with contextlib.suppress(OSError):  # the disk is full: what could not be written is lost
             super().close()
@@ -90,10 +97,11 @@ class _Onward(logging.Handler):
 _switch = _Switch()
 
 
-def open_log(path: str, level: LogLevel) -> LogFile:
+def open_log(path: str, level: LogLevel, *, max_bytes: int | None = None) -> LogFile:
     """Begin to append records of `level` and above to the file `path`, which is made if need be.
 
-    One line each: time, process, level, module, message. A file that is moved away is begun anew.
+    One line each: time, process, level, module, message. A file that is moved away is begun anew; with `max_bytes` one
+    that has grown so large is moved to `path`.1.
 
     Raises:
         InvalidArgument: it cannot be written.
@@ -106,6 +114,7 @@ def open_log(path: str, level: LogLevel) -> LogFile:
             hint="Its folder must exist and be writable.",
             param="log_file",
         ) from None
+    handler.max_bytes = max_bytes
     handler.setLevel(level.upper())
     handler.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%dT%H:%M:%S"))
     _switch.add(handler)
