@@ -31,11 +31,11 @@ def start(
 ) -> None:
     """Start a server in the background; returns when it is healthy, or says why it is not."""
     from lib_mlx.service import control
-    from lib_mlx.settings import load_settings
+    from lib_mlx.settings import config_file, load_settings
 
     chosen = serve.overrides(models, host, port, uds, api_key)
     settings = load_settings(chosen, file=config)  # what is wrong with them is told here, and not by a log
-    arguments = serve.as_arguments(chosen, config)
+    arguments = serve.as_arguments(chosen, config_file(config))  # it runs in another directory
     state, started = control.start(name, arguments, settings.service.start_timeout_s)
     _tell_running(state, "Started" if started else "Already running")
 

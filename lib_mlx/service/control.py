@@ -49,7 +49,7 @@ def start(name: str, arguments: list[str], timeout_s: float) -> tuple[ServiceSta
         return _await_running(name, process.pid, timeout_s), True
     except LibMlxError as error:
         if process.poll() is None:
-            _end(process.pid, 5.0)
+            _end(ServiceState(name, pid=process.pid), 5.0)
         error.hint = f"{error.hint}\n{_tail(log_path(name), begun)}".strip()
         raise
 
@@ -84,7 +84,7 @@ def stop(name: str, timeout_s: float) -> ServiceState:
             state = ServiceState(name, arguments=state.arguments)
             write_state(state)
         return state
-    _end(state.pid, timeout_s)
+    _end(state, timeout_s)
     ended = read_state(name)
     if ended.status != "stopped":  # it was killed
         ended = ServiceState(name, arguments=state.arguments)
@@ -92,17 +92,20 @@ def stop(name: str, timeout_s: float) -> ServiceState:
     return ended
 
 
-def _end(pid: int, timeout_s: float) -> None:
-    try:
-        process = psutil.Process(pid)
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout_s)
-        except psutil.TimeoutExpired:
-            process.kill()
-            process.wait(timeout_s)
-    except psutil.NoSuchProcess:
+def _end(state: ServiceState, timeout_s: float) -> None:
+    if state.pid is None:
         return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.kill(state.pid, number)
+        except ProcessLookupError:
+            return
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            _reap(state.pid)
+            if not is_alive(state):
+                return
+            time.sleep(_POLL_S)
 
 
 def _reap(pid: int | None) -> None:

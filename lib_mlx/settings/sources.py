@@ -160,7 +160,7 @@ def _yaml_line(text: str, keys: Sequence[str]) -> int | None:
 
 
 def _variables(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Return the tables that variables `LIB_MLX_TABLE__KEY` make; a value is JSON, or text as it stands.
+    """Return the tables that variables `LIB_MLX_TABLE__KEY` make; a list or an object is JSON.
 
     Raises:
         InvalidArgument: there is no such table.
@@ -186,11 +186,12 @@ def _variables(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
+    if text[:1] not in {"[", "{"}:  # the schema makes numbers and truth values of a text
+        return text
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except ValueError:
         return text
-    return text if isinstance(value, str) else value
 
 
 # Errors
