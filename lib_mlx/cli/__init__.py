@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lib_mlx import LibMlxError, __version__
-from lib_mlx.cli import bundle, config, models, pull, remote, serve, service
+from lib_mlx.cli import bundle, chat, config, models, pull, remote, run, serve, service
 from lib_mlx.cli.errors import EXIT_CODES, exit_code
 
 _EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -22,6 +22,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command("run")(run.run)
+app.command("chat")(chat.chat)
 app.command("serve")(serve.serve)
 app.command("start")(service.start)
 app.command("stop")(service.stop)

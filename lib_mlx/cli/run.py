@@ -1,0 +1,39 @@
+"""`lib-mlx run`: one answer."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A directory, a .gguf file or a name of `lib-mlx list`.")
+]
+System = Annotated[str | None, typer.Option("--system", "-s", help="A system message to begin with.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="The most tokens of an answer.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+
+
+def run(
+    model: ModelName,
+    prompt: Annotated[list[str] | None, typer.Argument(help="What to ask; stdin if it is left out.")] = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    seed: Seed = None,
+) -> None:
+    """Answer one prompt: the text on stdout as it comes, then tokens and speed on stderr."""
+    from lib_mlx.cli.generate import answer, figures, load
+    from lib_mlx.generation import Message, SamplingParams
+
+    text = " ".join(prompt) if prompt else sys.stdin.read().strip()
+    if not text:
+        raise typer.BadParameter("There is nothing to ask.")
+    messages = [*([Message("system", system)] if system else []), Message("user", text)]
+    with load(model) as loaded:
+        _, finished = answer(loaded, messages, SamplingParams(temperature=temperature, seed=seed), max_tokens)
+    if finished is None:
+        raise typer.Exit(130)
+    typer.echo(figures(finished), err=True)
