@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import logging.handlers
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from lib_mlx.config import LogLevel
 
 _LOGGERS = ("lib_mlx", "uvicorn.error")
+if not os.environ.get("LIB_MLX_DEBUG"):  # of a host that has set up no logging, logging would print to its stderr
+    logging.getLogger("lib_mlx").addHandler(logging.NullHandler())
 _FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(name)s: %(message)s"
 
 
