@@ -20,6 +20,7 @@ from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import Internal, InvalidHandle, LibMlxError, LoadCancelled
 from lib_mlx.handle import Handle
 from lib_mlx.status import ServerStatus, UnloadReport
+from lib_mlx.threads import run_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,9 +165,8 @@ class InProcessHandle(Handle):
             until = time.monotonic() + deadline_s
             listener.stop(deadline_s)
             if self._registry is not None:  # whose models are freed later where the engine is busy for long
-                closing = threading.Thread(target=self._registry.close, name="lib_mlx-close", daemon=True)
-                closing.start()
-                closing.join(max(1.0, until - time.monotonic()))
+                closing = run_beside("lib_mlx-close", self._registry.close)
+                closing(max(1.0, until - time.monotonic()))
             self.listener = self._registry = None
             self.set_server(ServerStatus("stopped"))
             log.info("handle %d: the server has stopped", self.number)

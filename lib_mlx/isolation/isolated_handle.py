@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -26,6 +27,7 @@ from lib_mlx.isolation.child_process import ChildProcess
 from lib_mlx.memory import resident_bytes
 from lib_mlx.operations import Operation
 from lib_mlx.status import ModelStatus, ServerStatus, Status, UnloadReport
+from lib_mlx.threads import run_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,10 +153,7 @@ class IsolatedHandle(Handle):
             self.model = replace(self.model, status="unloading")
         self.publish()
         until = time.monotonic() + deadline_s
-        with contextlib.suppress(RuntimeError):  # Python 3.12 starts no threads at its exit: not so kindly, then
-            leaving = threading.Thread(target=self._leave, name=f"lib_mlx-unload-{self.number}", daemon=True)
-            leaving.start()
-            leaving.join(deadline_s)
+        run_beside(f"lib_mlx-leave-{self.number}", partial(self._leave, deadline_s))(deadline_s)
         self._child.end(max(0.5, until - time.monotonic()))
         with self._server_lock:  # nobody keeps it for long any more: every call has ended with the child
             self._end_standin(max(0.5, until - time.monotonic()))
@@ -165,11 +164,11 @@ class IsolatedHandle(Handle):
         log.info("handle %d: unloaded", self.number)
         return UnloadReport(before, resident_bytes())
 
-    def _leave(self) -> None:
+    def _leave(self, deadline_s: float) -> None:
         """Let the child end its streams and write what it keeps."""
         try:
-            self._child.submit(Operation.UNLOAD_MODEL, _CHILDS).result()
-        except LibMlxError as error:
+            self._child.submit(Operation.UNLOAD_MODEL, _CHILDS).result(deadline_s)
+        except (LibMlxError, TimeoutError) as error:
             log.debug("handle %d: %s", self.number, error)
 
     def _refuse(self) -> None:
