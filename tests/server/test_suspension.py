@@ -125,10 +125,10 @@ def test_a_load_under_way(model: lib_mlx.Model, crafted: Path) -> None:
         asking.start()
         time.sleep(delay)
         suspend(model)
+        busy = get_worker().run(time.thread_time)
         eventually(
             lambda: httpx2.get(f"{server.base_url}/v1/models/other").json()["status"] in {"available", "suspended"}
         )
-        busy = get_worker().run(time.thread_time)
         time.sleep(0.1)
         assert get_worker().run(time.thread_time) - busy < 0.05
         resume(model)
