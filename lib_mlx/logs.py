@@ -73,6 +73,10 @@ class _Switch:
 
 
 class _Handler(logging.handlers.WatchedFileHandler):
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # its folder is gone, or descriptors are: opening it anew is not guarded
+            super().emit(record)
+
     def close(self) -> None:
         with contextlib.suppress(OSError):  # the disk is full: what could not be written is lost
             super().close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -92,6 +93,22 @@ def test_a_file_that_is_moved_away(tmp_path: Path) -> None:
     log.close()
     assert "two" in file.read_text()
     assert "two" not in (tmp_path / "log.1").read_text()
+
+
+def test_a_folder_that_is_gone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Records are lost until it is back; whoever wrote them does not notice."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = open_log(str(folder / "log"), "info")
+    logger = logging.getLogger("lib_mlx")
+    shutil.rmtree(folder)
+    for _ in range(3):
+        logger.info("lost")
+    folder.mkdir()
+    logger.info("back")
+    log.close()
+    assert (folder / "log").read_text().endswith("back\n")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_full_disk(capfd: pytest.CaptureFixture[str]) -> None:
