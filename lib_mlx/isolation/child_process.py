@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.errors import EngineDied
@@ -142,7 +143,7 @@ class ChildProcess:
             arguments = [json.dumps(sys.path), str(theirs.fileno()), str(os.getpid())]
             debug = bool(os.environ.get("LIB_MLX_DEBUG"))
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                [sys.executable, "-I", "-c", _BOOT, *arguments],
+                [_interpreter(), "-I", "-c", _BOOT, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=None if debug else subprocess.DEVNULL,
@@ -185,6 +186,16 @@ class ChildProcess:
         for answer in calls:  # who waits for them may hold what `on_death` needs
             answer.set_exception(death.copy())
         self._on_death(death)
+
+
+def _interpreter() -> str:
+    """Return the executable of the Python that runs here; `sys.executable` is an app that embeds or holds one, too."""
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    places = [Path(prefix, "bin", name) for prefix in (sys.prefix, sys.base_prefix)]
+    for place in (*places, Path(sys.executable or "")):
+        if place.name.startswith("python") and os.access(place, os.X_OK):
+            return str(place)
+    raise EngineDied(f"The engine's process could not be started: there is no {places[0]}.")
 
 
 def _beyond_stdio(channel: socket.socket) -> socket.socket:

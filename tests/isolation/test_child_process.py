@@ -108,6 +108,13 @@ def test_a_host_with_closed_streams(crafted: Path, tmp_path: Path, closed: tuple
     assert len(told(f"report = open(os.dup(report.fileno()), 'w')\n{state}", crafted, tmp_path / "report")) == 2
 
 
+@pytest.mark.parametrize("executable", ["", "/bin/true", None])
+def test_a_host_that_embeds_python(crafted: Path, tmp_path: Path, executable: str | None) -> None:
+    """Its own executable, which Python may take for its own, is not run in the child's place."""
+    messages = told(f"sys.executable = {executable!r}", crafted, tmp_path / "report")
+    assert [name in message for name, message in zip(("SIGTERM", "SIGINT"), messages, strict=True)] == [True, True]
+
+
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Processes that the host forks just as it starts another: they have all that it has open."""
