@@ -10,10 +10,10 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.connection import Connection
 from typing import Any
 
 from lib_mlx.abi import attach, dispatch
@@ -25,13 +25,15 @@ _CALLS = 16  # at once; they block
 
 def main() -> None:
     """Serve the parent until it goes. `sys.argv` has the packages' paths, the channel, the parent's process id."""
-    channel, parent = Connection(int(sys.argv[2])), int(sys.argv[3])
+    channel, parent = socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3])
+    channel.set_inheritable(False)  # a program that is run here would keep it open
     _die_with(parent)
+    _forget_the_hosts_signals()
     lock = threading.Lock()
 
     def send(message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError), lock:  # the parent is gone, which the reader below learns
-            channel.send_bytes(json.dumps(message).encode())
+            channel.sendall(json.dumps(message).encode() + b"\n")
 
     def publish(_handle: int, status: bytes | None) -> None:
         if status is not None:
@@ -44,9 +46,9 @@ def main() -> None:
 
     attach(publish, model_ready=lambda: None)
     calls = ThreadPoolExecutor(_CALLS, "lib_mlx-call")
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            calls.submit(carry_out, json.loads(channel.recv_bytes()))
+    with contextlib.suppress(OSError):
+        for line in channel.makefile("rb"):
+            calls.submit(carry_out, json.loads(line))
     dispatch(Operation.EXIT, 0, None)
     os._exit(0)
 
@@ -56,3 +58,10 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it has gone already
         os._exit(0)
+
+
+def _forget_the_hosts_signals() -> None:
+    """Be ended by signals, whatever the host blocks or ignores, and learn how its own children ended."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

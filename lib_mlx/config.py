@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from lib_mlx.errors import InvalidArgument, InvalidJson
@@ -53,6 +53,7 @@ KeepAlive = Annotated[
     float,
     Field(ge=0),
     BeforeValidator(parse_duration),
+    PlainSerializer(lambda seconds: -1 if seconds == math.inf else seconds, when_used="json"),  # JSON has no infinity
     WithJsonSchema(
         {"anyOf": [{"type": "number"}, {"type": "string", "pattern": r"^[+-]?(\d+(\.\d+)?(ns|us|µs|ms|s|m|h)?)+$"}]}
     ),

@@ -20,6 +20,7 @@ from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import Internal, InvalidHandle, LibMlxError, LoadCancelled
 from lib_mlx.handle import Handle
 from lib_mlx.status import ServerStatus, UnloadReport
+from lib_mlx.threads import run_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +56,7 @@ class InProcessHandle(Handle):
         self._handles = handles
         self._created = int(time.time())
         self._server_lock = threading.Lock()  # one start or stop at a time; others wait for its outcome
+        self._suspension_lock = threading.Lock()  # one at a time: engine, status and server end up alike
         self._cancelled = threading.Event()
         self._abandoned = False
         self._engine: EngineModel | None = None
@@ -164,9 +166,8 @@ class InProcessHandle(Handle):
             until = time.monotonic() + deadline_s
             listener.stop(deadline_s)
             if self._registry is not None:  # whose models are freed later where the engine is busy for long
-                closing = threading.Thread(target=self._registry.close, name="lib_mlx-close", daemon=True)
-                closing.start()
-                closing.join(max(1.0, until - time.monotonic()))
+                closing = run_beside("lib_mlx-close", self._registry.close)
+                closing(max(1.0, until - time.monotonic()))
             self.listener = self._registry = None
             self.set_server(ServerStatus("stopped"))
             log.info("handle %d: the server has stopped", self.number)
@@ -174,14 +175,15 @@ class InProcessHandle(Handle):
     def set_suspended(self, *, suspended: bool) -> None:
         """Suspend or resume the model, at once, and the further ones of its server."""
         engine = self.engine()
-        engine.suspend() if suspended else engine.resume()
-        with self.lock:
-            if self.model.status in {"ready", "suspended", "stalled"}:
-                self.model = replace(self.model, status="suspended" if suspended else "ready")
-        self.publish()
-        with self._server_lock:
-            if self.listener is not None:
-                self.listener.suspend() if suspended else self.listener.resume()
+        with self._suspension_lock:
+            engine.suspend() if suspended else engine.resume()
+            with self.lock:
+                if self.model.status in {"ready", "suspended", "stalled"}:
+                    self.model = replace(self.model, status="suspended" if suspended else "ready")
+            self.publish()
+            with self._server_lock:
+                if self.listener is not None:
+                    self.listener.suspend() if suspended else self.listener.resume()
         log.info("handle %d: %s", self.number, "suspended" if suspended else "resumed")
 
     def set_stalled(self, stalled: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import logging.handlers
+import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from lib_mlx.config import LogLevel
 
 _LOGGERS = ("lib_mlx", "uvicorn.error")
+if not os.environ.get("LIB_MLX_DEBUG"):  # of a host that has set up no logging, logging would print to its stderr
+    logging.getLogger("lib_mlx").addHandler(logging.NullHandler())
 _FORMAT = "%(asctime)s.%(msecs)03d %(process)d %(levelname)s %(name)s: %(message)s"
 
 
@@ -73,9 +76,10 @@ class _Handler(logging.handlers.WatchedFileHandler):
     max_bytes: int | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        super().emit(record)  # which begins a new file where somebody has moved the old one
-        if self.max_bytes is not None and self.stream is not None and self.stream.tell() > self.max_bytes:
-            Path(self.baseFilename).replace(f"{self.baseFilename}.1")
+        with contextlib.suppress(OSError):  # its folder is gone, or descriptors are: opening it anew is not guarded
+            super().emit(record)  # which begins a new file where somebody has moved the old one
+            if self.max_bytes is not None and self.stream is not None and self.stream.tell() > self.max_bytes:
+                Path(self.baseFilename).replace(f"{self.baseFilename}.1")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # the disk is full: what could not be written is lost

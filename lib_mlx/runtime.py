@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lib_mlx.engine.worker import get_worker
@@ -13,6 +14,7 @@ from lib_mlx.errors import InvalidHandle, LibMlxError
 from lib_mlx.handle import STOP_DEADLINE_S
 from lib_mlx.in_process import InProcessHandle
 from lib_mlx.logs import open_log
+from lib_mlx.threads import run_beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +30,7 @@ class Runtime:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._telling = threading.RLock()  # one change at a time: the last that a listener hears is how it is
         self._handles: dict[int, Handle] = {}
         self._next = 1
         self._listeners: list[Callable[[int, Status | None], None]] = []
@@ -61,7 +64,12 @@ class Runtime:
             self._next += 1
         handle.log = log
         self._publish(handle)
-        handle.load()
+        try:
+            handle.load()
+        except BaseException:  # no thread could be started for it
+            handle.gone()
+            _close_log(handle)
+            raise
         if not config.wait:
             return handle.status()
         handle.loaded.wait()
@@ -130,14 +138,13 @@ class Runtime:
         """Unload everything, within about `deadline_s`. Idempotent; a later load works again."""
         with self._lock:
             handles = list(self._handles.values())
-        threads = [
-            threading.Thread(target=_unload_quietly, args=(handle, deadline_s), daemon=True) for handle in handles
-        ]
-        for thread in threads:
-            thread.start()
         until = time.monotonic() + deadline_s
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+        waits = [
+            run_beside(f"lib_mlx-unload-{handle.number}", partial(_unload_quietly, handle, deadline_s))
+            for handle in handles
+        ]
+        for wait in waits:
+            wait(max(0.0, until - time.monotonic()))
 
     def _set_suspended(self, number: int, *, suspended: bool) -> Status:
         handle = self._find(number)
@@ -158,20 +165,22 @@ class Runtime:
         return handle
 
     def _forget(self, handle: Handle) -> None:
-        with self._lock:
-            self._handles.pop(handle.number, None)
-            listeners = self._listeners
-        for listener in listeners:
-            listener(handle.number, None)
+        with self._telling:
+            with self._lock:
+                self._handles.pop(handle.number, None)
+                listeners = self._listeners
+            for listener in listeners:
+                listener(handle.number, None)
 
     def _publish(self, handle: Handle) -> None:
-        with self._lock:
-            if handle.number not in self._handles:
-                return
-            listeners = self._listeners
-        status = handle.status()
-        for listener in listeners:
-            listener(handle.number, status)
+        with self._telling:
+            with self._lock:
+                if handle.number not in self._handles:
+                    return
+                listeners = self._listeners
+            status = handle.status()
+            for listener in listeners:
+                listener(handle.number, status)
 
 
 def _unload(handle: Handle, deadline_s: float) -> UnloadReport:

@@ -73,3 +73,12 @@ def test_ports_out_of_range(port: Any) -> None:
     """A port is a number from 0 to 65535."""
     with pytest.raises(InvalidArgument, match="port"):
         parse_config(ServerConfig, {"port": port})
+
+
+@pytest.mark.parametrize("keep_alive", [-1, "-5m", 0, "90s", 1.5])
+def test_a_configuration_survives_json(keep_alive: Any) -> None:
+    """What an isolated model's process is told is what its host was told: for ever, too."""
+    config = parse_config(
+        ServerConfig, {"keep_alive": 5, "models": [{"model_path": "m", "keep_alive": keep_alive}], "port": 8}
+    )
+    assert parse_config(ServerConfig, config.model_dump_json(exclude_unset=True)) == config

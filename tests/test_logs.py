@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -49,6 +53,7 @@ def test_what_happened_and_not_what_was_said(crafted: Path, tmp_path: Path) -> N
 def test_levels(tmp_path: Path) -> None:
     """Each file has what it was opened for; nobody else hears more than before, and all is as it was afterwards."""
     logger = logging.getLogger("lib_mlx.test")
+    before = list(logging.getLogger("lib_mlx").handlers)
     heard: list[str] = []
 
     class Ear(logging.Handler):
@@ -75,7 +80,7 @@ def test_levels(tmp_path: Path) -> None:
     assert heard == ["warning\n2", "error\n2", "again", "at last"]
     assert [len((tmp_path / name).read_text().splitlines()) for name in ("low", "high")] == [6, 2]
     assert logging.getLogger("lib_mlx").propagate
-    assert not logging.getLogger("lib_mlx").handlers
+    assert logging.getLogger("lib_mlx").handlers == before
 
 
 def test_a_file_that_is_moved_away(tmp_path: Path) -> None:
@@ -88,6 +93,22 @@ def test_a_file_that_is_moved_away(tmp_path: Path) -> None:
     log.close()
     assert "two" in file.read_text()
     assert "two" not in (tmp_path / "log.1").read_text()
+
+
+def test_a_folder_that_is_gone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Records are lost until it is back; whoever wrote them does not notice."""
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = open_log(str(folder / "log"), "info")
+    logger = logging.getLogger("lib_mlx")
+    shutil.rmtree(folder)
+    for _ in range(3):
+        logger.info("lost")
+    folder.mkdir()
+    logger.info("back")
+    log.close()
+    assert (folder / "log").read_text().endswith("back\n")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_full_disk(capfd: pytest.CaptureFixture[str]) -> None:
@@ -105,3 +126,31 @@ def test_a_file_that_cannot_be_written(crafted: Path, tmp_path: Path) -> None:
     assert caught.value.param == "log_file"
     with pytest.raises(InvalidArgument, match="log_level"):
         lib_mlx.load_model(crafted, log_level="loud")
+
+
+PRINTS = """
+import logging, sys
+import lib_mlx
+from lib_mlx.logs import open_log
+{setup}
+logging.getLogger("lib_mlx.somewhere").error("an error")
+open_log(sys.argv[1], "info").close()
+logging.getLogger("lib_mlx.somewhere").error("another")
+"""
+
+
+@pytest.mark.parametrize(
+    ("setup", "debug", "seen"),
+    [
+        ("", "", ""),
+        ("", "1", "an error\nanother\n"),
+        ("logging.basicConfig(format='%(message)s')", "", "an error\nanother\n"),
+    ],
+    ids=["without logging", "LIB_MLX_DEBUG", "with logging"],
+)
+def test_a_python_host_reads_what_it_asked_for(tmp_path: Path, setup: str, debug: str, seen: str) -> None:
+    """Errors reach the stderr of a Python host only if it has set up logging, or LIB_MLX_DEBUG is set."""
+    command = [sys.executable, "-c", PRINTS.format(setup=setup), str(tmp_path / "log")]
+    environment = {**os.environ, "LIB_MLX_DEBUG": debug}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", seen)

@@ -17,6 +17,7 @@ from lib_mlx.config import LoadConfig, ServerConfig
 from lib_mlx.engine import engine
 from lib_mlx.errors import (
     AddressInUse,
+    EngineDied,
     Internal,
     InvalidArgument,
     InvalidHandle,
@@ -25,9 +26,10 @@ from lib_mlx.errors import (
     ModelNotFound,
 )
 from lib_mlx.runtime import Runtime
+from lib_mlx.status import ServerStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from lib_mlx.status import Status
@@ -313,3 +315,61 @@ def test_exit_while_generating(crafted: Path) -> None:
         done = subprocess.run([sys.executable, "-c", EXIT, str(crafted)], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (7, "")
         assert time.monotonic() - begun < 20
+
+
+@pytest.fixture
+def no_more_threads() -> Iterator[Callable[[], None]]:
+    """Have every start of a thread fail, as at the exit of Python 3.12 or where the process has reached its limit."""
+    size = threading.stack_size()
+
+    def exhaust() -> None:
+        threading.stack_size(1 << 46)
+
+    yield exhaust
+    threading.stack_size(size)
+
+
+@pytest.mark.parametrize("isolation", ["none", "process"])
+def test_a_load_for_which_there_is_no_thread(
+    runtime: Runtime, crafted: Path, no_more_threads: Callable[[], None], isolation: Any
+) -> None:
+    """It fails, and leaves no handle that goes on loading for ever."""
+    no_more_threads()
+    with pytest.raises((RuntimeError, EngineDied), match="can't start new thread"):
+        runtime.load(LoadConfig(model_path=str(crafted), isolation=isolation))
+    assert runtime.statuses() == []
+
+
+@pytest.mark.parametrize("isolation", ["none", "process"])
+def test_shutdown_without_threads(
+    runtime: Runtime, crafted: Path, no_more_threads: Callable[[], None], isolation: Any
+) -> None:
+    """Every server is stopped and every model unloaded where no thread can be started any more."""
+    handle = runtime.load(LoadConfig(model_path=str(crafted), isolation=isolation)).handle
+    url = runtime.start_server(handle, ServerConfig()).server.base_url
+    no_more_threads()
+    runtime.shutdown()
+    assert runtime.statuses() == []
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"{url}/health")
+
+
+def test_the_last_change_is_told_last(runtime: Runtime, crafted: Path) -> None:
+    """A listener that is slow with one change does not make others hear of an older state after a newer one."""
+    handle = runtime._find(runtime.load(config(crafted)).handle)
+    slow = threading.Event()
+    heard: list[str] = []
+
+    def dawdle(_handle: int, status: Status | None) -> None:
+        if status is not None and status.server.status == "starting":
+            slow.set()
+            time.sleep(0.3)
+
+    runtime.subscribe(dawdle)
+    runtime.subscribe(lambda _, status: heard.append(status.server.status) if status else None)
+    first = threading.Thread(target=handle.set_server, args=(ServerStatus("starting"),))
+    first.start()
+    slow.wait()
+    handle.set_server(ServerStatus("stopped"))
+    first.join()
+    assert heard == ["starting", "stopped"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import httpx2
 import jsonschema
 import pytest
+from pydantic import TypeAdapter
 
 import lib_mlx
 from lib_mlx import abi, operations
@@ -34,16 +35,26 @@ HEADER = (ROOT / "include/lib_mlx.h").read_text()
 
 
 @functools.cache
-def validator(name: str) -> jsonschema.Draft202012Validator:
-    """The committed schema of that name."""
+def validator(name: str, *, closed: bool = False) -> jsonschema.Draft202012Validator:
+    """The committed schema of that name; `closed`: no object may have further keys, as later versions may."""
     schema = json.loads((schemas.FOLDER / f"{name}.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    return jsonschema.Draft202012Validator(schema)
+    return jsonschema.Draft202012Validator(close(schema) if closed else schema)
+
+
+def close(schema: Any) -> Any:
+    """Forbid what a schema does not name."""
+    if isinstance(schema, list):
+        return [close(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    further = {"additionalProperties": False} if isinstance(schema.get("properties"), dict) else {}
+    return {**further, **{key: close(part) for key, part in schema.items()}}
 
 
 def check(name: str, value: Any) -> None:
     """Demand that `value` fits a schema, and has no key that the schema does not know."""
-    error = jsonschema.exceptions.best_match(validator(name).iter_errors(value))
+    error = jsonschema.exceptions.best_match(validator(name, closed=True).iter_errors(value))
     assert error is None, f"{name}: {error.json_path}: {error.message}"
 
 
@@ -64,14 +75,17 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     own.shutdown()
 
 
-def call(name: str, handle: int = 0, config: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Carry out an operation of the C library; its answer and its configuration fit their schemas."""
+def call(
+    name: str, handle: int = 0, config: dict[str, Any] | None = None, *, fails: str | None = None
+) -> dict[str, Any]:
+    """Carry out an operation of the C library, well or with that code; answer and configuration fit their schemas."""
     if config is not None:
         check(f"c/{name}.request", config)
-    operation = operations.Operation["STOP_SERVER" if name == "server_status" else name.upper()]
-    answer = json.loads(abi.dispatch(operation, handle, None if config is None else json.dumps(config).encode()))
+    raw = None if config is None else json.dumps(config).encode()
+    answer = json.loads(abi.dispatch(operations.Operation[name.upper()], handle, raw))
     check(f"c/{name}.response", answer)
     assert isinstance(answer, dict)
+    assert (answer["ok"], answer.get("error", {}).get("code")) == (fails is None, fails)
     return answer
 
 
@@ -89,7 +103,7 @@ def test_live_answers(runtime: Runtime, crafted: Path, isolation: str) -> None:
     listening.start()
     with httpx2.Client(base_url=server["base_url"], timeout=30) as client:
         eventually(lambda: bool(events))
-        client.post("/v1/models/other/load")
+        client.post("/v1/models/other/load").raise_for_status()
         for url, name in (
             ("/livez", "livez"),
             ("/health", "health"),
@@ -112,7 +126,7 @@ def test_live_answers(runtime: Runtime, crafted: Path, isolation: str) -> None:
     call("unload_model", handle)
     call("shutdown")
     for name in ("unload_model", "suspend", "stop_server"):
-        assert call(name, handle)["error"]["code"] == "invalid_handle"
+        call(name, handle, fails="invalid_handle")
     assert len(published) > 5
     for status in published:
         check("c/server_status.response", status)
@@ -180,6 +194,43 @@ def listed(comment: str) -> set[str]:
 def test_the_header_lists_the_keys(function: str, kind: type[LoadConfig | ServerConfig]) -> None:
     """Each configuration's keys stand in the header, and no other."""
     assert listed(comment_of(function)) == set(kind.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"), [("lib_mlx_load_model", LoadConfig), ("lib_mlx_start_server", ServerConfig)]
+)
+def test_the_header_has_the_defaults(function: str, kind: type[LoadConfig | ServerConfig]) -> None:
+    """Defaults stand in brackets, or first of the values to choose from, which are all there."""
+    schema = kind.model_json_schema(by_alias=False)["properties"]
+    for key, text in re.findall(r"^ \*     (\w+) +(\S.*)", comment_of(function), re.MULTILINE):
+        written = re.match(r"[^:(]*\((.*?)\):", text)
+        choices = next((part["enum"] for part in [schema[key], *schema[key].get("anyOf", [])] if "enum" in part), [])
+        if choices:
+            first, *others = re.findall(r'("\w+"|\d+)', re.match(r'(("\w+"|\d+)[ |]*)+', text)[0])  # type: ignore[index]
+            assert [json.loads(value) for value in (first, *others)] == choices, key
+        default = schema[key].get("default")
+        if default not in (None, [], {}, *choices[:1]):
+            assert written is not None, key
+        assert written is None or json.loads(written[1]) == default, key
+
+
+@pytest.mark.parametrize("name", sorted(schemas.ANSWERS))
+def test_the_header_has_the_answers(name: str) -> None:
+    """Each function's answer has in the header the keys that it has, and no other."""
+    text = comment_of(f"lib_mlx_{name}").partition("Answer: ")[2]
+    ends = [at for at, one in enumerate(text) if one == "}" and text[: at + 1].count("{") == text[: at + 1].count("}")]
+    text = re.sub(r':\s*"[^"]*"(\s*\|\s*"[^"]*")*', ":", text[: ends[0]])
+    assert set(re.findall(r'"(\w+)"', text)) == keys_of(TypeAdapter(schemas.ANSWERS[name]).json_schema())
+
+
+def keys_of(schema: Any) -> set[str]:
+    """The keys of all objects in a schema but those of errors, which every failure has."""
+    if isinstance(schema, list):
+        return set().union(*map(keys_of, schema))
+    if not isinstance(schema, dict) or schema.get("title") == "ErrorObject":
+        return set()
+    own = set(schema["properties"]) if isinstance(schema.get("properties"), dict) else set()
+    return own.union(*map(keys_of, schema.values()))
 
 
 def test_the_header_lists_the_status() -> None:

@@ -15,7 +15,7 @@ from lib_mlx.status import Status
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs/schemas"
 _BASE = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-_ANSWERS = {
+ANSWERS: dict[str, Any] = {
     "load_model": answers.Loaded,
     "start_server": answers.Served,
     "stop_server": answers.Stopped,
@@ -44,7 +44,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     made: dict[str, dict[str, Any]] = {}
     for name, request in _REQUESTS.items():
         made[f"c/{name}.request.json"] = {**_BASE, **request.model_json_schema(by_alias=False)}
-    for name, answer in _ANSWERS.items():
+    for name, answer in ANSWERS.items():
         made[f"c/{name}.response.json"] = {**_BASE, **TypeAdapter(answer | answers.Failure).json_schema()}
     for name, kind in _HTTP.items():
         made[f"http/{name}.json"] = {**_BASE, **TypeAdapter(kind).json_schema(mode="serialization")}

@@ -13,12 +13,14 @@ The library finds the Python because it lies beside it (docs/embedding.md). Noth
 from __future__ import annotations
 
 import compileall
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import shutil
 import sys
+import sysconfig
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +34,7 @@ from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.installation import installation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from importlib.metadata import Distribution
 
 MANIFEST = "bundle.json"
@@ -60,7 +62,7 @@ def create(
     vision: bool = False,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> Bundle:
-    """Make a bundle at `path`, which must not exist or be empty. Blocks for a minute; all or nothing.
+    """Make a bundle at `path`, which must not exist or be empty. Blocks for a minute; all or nothing, at Ctrl-C too.
 
     Args:
         path: the folder to make.
@@ -69,29 +71,37 @@ def create(
         progress: told each stage.
 
     Raises:
-        InvalidArgument: there is something at `path`.
+        InvalidArgument: there is something at `path`, or it lies in what is to be copied.
         UnsupportedFeature: this Python cannot be bundled, or a package or tool is missing.
         ModelNotFound: there is no such model.
     """
     if sys.platform == "darwin":
         raise UnsupportedFeature("Bundles are not made on macOS yet.", hint="See docs/embedding.md for the steps.")
-    path = path.absolute()
+    path = path.resolve()  # where a link leads to
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InvalidArgument(f"{path} is there already.", hint="Name a new folder.", param="dir")
+    source = _resolve(model) if model else None
+    for copied in (source, installation().prefix, Path(sysconfig.get_path("stdlib"))):
+        if copied is not None and path.is_relative_to(copied.resolve()):
+            raise InvalidArgument(f"{path} lies in {copied}, which it is to hold.", hint="Name another.", param="dir")
+    new = [folder for folder in path.parents if not folder.exists()]
     building = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        parts = _build(building, model, vision=vision, progress=progress)
+        parts = _build(building, source, model or "", vision=vision, progress=progress)
         if path.exists():
             path.rmdir()
         building.rename(path)
-    finally:
+    except BaseException:
         shutil.rmtree(building, ignore_errors=True)
+        for folder in new:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                folder.rmdir()
+        raise
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return Bundle(path, size, parts, next(path.glob("models/*"), None))
 
 
-def _build(root: Path, model: str | None, *, vision: bool, progress: Callable[[str], None]) -> int:
-    source = _resolve(model) if model else None
+def _build(root: Path, source: Path | None, model: str, *, vision: bool, progress: Callable[[str], None]) -> int:
     without = FOR_TERMINALS | (FOR_OTHER_TOKENIZERS if source and _reads_tokenizer(source) and not vision else set())
     distributions = required(("vision",) if vision else (), without)
     progress("copying Python and packages")
@@ -107,8 +117,8 @@ def _build(root: Path, model: str | None, *, vision: bool, progress: Callable[[s
     _compile(root)
     if source is not None:
         progress("copying the model")
-        files = [(str(file.relative_to(source)), file) for file in source.rglob("*") if file.is_file()]
-        _copy(root / "models" / _name(source, model or ""), files)
+        files = list(_model_files(source))
+        _copy(root / "models" / _name(source, model), files)
         parts += sum(file.stat().st_size for _, file in files)
     (root / MANIFEST).write_text(json.dumps(_manifest(root, distributions), indent=1) + "\n")
     return parts
@@ -123,6 +133,21 @@ def _resolve(model: str) -> Path:
 def _name(source: Path, model: str) -> str:
     # The directory of a model in the Hugging Face cache is named by a commit.
     return Path(model).name if len(source.name) == len("0" * 40) else source.name
+
+
+def _model_files(source: Path) -> Iterator[tuple[str, Path]]:
+    """Yield where a file goes and where it is, also in folders that are links."""
+    seen = set()
+    for folder, inner, names in os.walk(source, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above
+            inner.clear()
+            continue
+        seen.add(real)
+        for name in names:
+            file = Path(folder, name)
+            if file.is_file():
+                yield str(file.relative_to(source)), file
 
 
 def _reads_tokenizer(source: Path) -> bool:

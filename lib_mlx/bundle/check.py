@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 _TRIAL_S = 300
 _TRIAL = """
-import sys
+import ctypes, sys
 root, model = sys.argv[1], sys.argv[2]
 sys.path.insert(0, root)
 import lib_mlx
+call = ctypes.CDLL(root + "/lib_mlx/liblib_mlx.so").lib_mlx_load_model
+call.restype = ctypes.c_char_p
+if b'"invalid_argument"' not in (answer := call(b"{}")):
+    print("liblib_mlx.so answers", answer.decode())
 if model:
     with lib_mlx.load_model(model) as loaded, loaded.start_server():
         loaded.generate("hello", max_tokens=1)
@@ -45,8 +49,8 @@ def check(path: Path) -> list[str]:
     """
     path = path.resolve()
     try:
-        known = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        known = dict(json.loads((path / MANIFEST).read_text())["files"])
+    except (OSError, ValueError, LookupError, TypeError):
         raise InvalidArgument(f"{path} is no bundle.", hint="lib-mlx bundle DIR makes one.", param="dir") from None
     faults = _changes(path, known) + binaries.faults(path)
     faults += [f"{link.relative_to(path)} is a link" for link in path.rglob("*") if link.is_symlink()]
@@ -63,7 +67,7 @@ def _changes(path: Path, known: dict[str, list[int | str]]) -> list[str]:
 
 
 def _try(path: Path) -> list[str]:
-    """Load, serve and generate in the bundle's own Python, without any environment."""
+    """Call the library, load, serve and generate in the bundle's own Python, without any environment."""
     model = next(path.glob("models/*"), None)
     command = [path / PYTHON / "bin" / NAME, "-I", "-c", _TRIAL, path, model or ""]
     try:

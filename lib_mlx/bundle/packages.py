@@ -71,8 +71,14 @@ def distribution_files(found: Distribution) -> Iterator[tuple[str, Path]]:
 
 
 def own_files(backend: str) -> Iterator[tuple[str, Path]]:
-    """Yield the package's own files, which stand beside the Python: native parts, headers, modules."""
+    """Yield the package's own files, which stand beside the Python: native parts, headers, modules.
+
+    Raises:
+        UnsupportedFeature: the backend of this Python has not been built.
+    """
     prefix = installation().prefix
+    if not (prefix / backend).is_file():
+        raise UnsupportedFeature(f"There is no {prefix / backend}.", hint="Run build_ffi.py with this Python.")
     for path in sorted(prefix.rglob("*")):
         name = path.relative_to(prefix)
         other = path.name.startswith("_backend_") and path.name != backend

@@ -214,6 +214,7 @@ class Registry:
                 if slot.status == "loading":
                     slot.postponed = True
                     slot.cancelled.set()
+        get_worker().run(lambda: None)  # a load's slice of weights has ended then, and it looks before the next
         self._pass_on()
 
     def resume(self) -> None:

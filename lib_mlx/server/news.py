@@ -42,7 +42,7 @@ class News:
 
         Of changes that are not read in time the oldest are lost.
         """
-        if not self._unsubscribe:
+        if not self._unsubscribe and not self._closed:  # or nobody would end it
             self._subscribe()
         queue: asyncio.Queue[Change | None] = asyncio.Queue(_KEPT)
         self._readers.add(queue)

@@ -39,7 +39,8 @@ class Sessions:
         self._admission = Admission(queue_limit)
         self._outlet: LoopOutlet | None = None
         self._open: dict[str, Session] = {}
-        self._waiting: set[asyncio.Future[Any]] = set()
+        self._waiting: dict[asyncio.Future[Any], Callable[[], LibMlxError] | None] = {}
+        """With why each was ended by us, if it was."""
         self._closing = False
         self._fail_suspended = fail_suspended
         # Templates and tokenisers take CPU time and one lock per model: one thread, off the loop.
@@ -160,18 +161,21 @@ class Sessions:
         for session in list(self._open.values()):
             session.end(why())
         for future in self._waiting:
+            self._waiting[future] = why
             future.cancel()
 
     async def _wait_for(self, future: Future[T]) -> T:
         waiting = asyncio.wrap_future(future)
-        self._waiting.add(waiting)
+        self._waiting[waiting] = None
         try:
             return await waiting
         except asyncio.CancelledError:
+            if (why := self._waiting[waiting]) is not None:  # whether or not that still holds
+                raise why() from None
             self._refuse_if_resting()
             raise
         finally:
-            self._waiting.discard(waiting)
+            del self._waiting[waiting]
 
     @property
     def _resting(self) -> bool:

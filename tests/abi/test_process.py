@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from tests.abi.conftest import expect, run
@@ -81,6 +83,29 @@ def test_exit_is_prompt_and_keeps_its_code(programs: Programs, crafted: Path, mo
     result = run([program, moment, crafted], env=dict(os.environ))
     expect(result, 7)
     assert time.monotonic() - began < PROMPT_S + _time_to_serve(moment)
+
+
+@pytest.mark.parametrize("moment", ["starting", "started", "loading", "serving", "generating"])
+def test_exit_with_an_isolated_model(programs: Programs, crafted: Path, moment: str) -> None:
+    """So it does with engine and server in a process of their own, which is gone soon after."""
+    began = time.monotonic()
+    with subprocess.Popen([programs.build("exiting"), moment, crafted, '"isolation": "process",']) as host:
+        assert host.wait(30) == 7
+    assert time.monotonic() - began < PROMPT_S + _time_to_serve(moment)
+    until = time.monotonic() + 5
+    while engines_of(host.pid):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def engines_of(host: int) -> list[psutil.Process]:
+    """The processes that a host has made for its models, whoever their parent is by now."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if any("lib_mlx.child" in part for part in command) and command[-1] == str(host):
+            found.append(process)
+    return found
 
 
 def _time_to_serve(moment: str) -> float:

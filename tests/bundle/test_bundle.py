@@ -6,16 +6,18 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lib_mlx.bundle import binaries, bundle, check, create
-from lib_mlx.bundle.packages import FOR_OTHER_TOKENIZERS, FOR_TERMINALS
-from lib_mlx.errors import InvalidArgument, ModelNotFound
+from lib_mlx.bundle.packages import FOR_OTHER_TOKENIZERS, FOR_TERMINALS, own_files
+from lib_mlx.errors import InvalidArgument, ModelNotFound, UnsupportedFeature
 from tests.abi.conftest import SOURCES, compile_c, run
 
 if TYPE_CHECKING:
@@ -31,10 +33,18 @@ SYSTEM = ("libc", "libm", "libdl", "libpthread", "librt", "libutil", "libresolv"
 
 @pytest.fixture(scope="module")
 def made(library: Path, crafted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
-    """A bundle with a model, made in one place and moved to another with an unkind name."""
+    """A bundle with a model, made where a link leads to and moved to another place with an unkind name."""
     assert library.is_file()
     folder = tmp_path_factory.mktemp("bundles")
-    built = create(folder / "first", model=str(crafted))
+    model = folder / crafted.name
+    shutil.copytree(crafted, model)
+    (folder / "further").mkdir()
+    (folder / "further" / "notes.txt").touch()
+    (model / "linked").symlink_to("../further")
+    (model / "linked" / "round").symlink_to(model)
+    (folder / "link").symlink_to("first")
+    built = create(folder / "link", model=str(model))
+    assert built.path == folder / "first"
     moved = folder / "moved é" / "My App"
     moved.parent.mkdir()
     built.path.rename(moved)
@@ -45,6 +55,13 @@ def made(library: Path, crafted: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_it_is_whole_and_works(made: Bundle) -> None:
     """Its own check finds nothing wrong, after it was moved."""
     assert check(made.path) == []
+
+
+def test_its_model(made: Bundle, crafted: Path) -> None:
+    """All of the model's files are there, also those of folders that are links."""
+    assert made.model is not None
+    copied = {str(file.relative_to(made.model)) for file in made.model.rglob("*") if file.is_file()}
+    assert copied == {"linked/notes.txt", *(file.name for file in crafted.iterdir())}
 
 
 def test_its_size(made: Bundle) -> None:
@@ -147,6 +164,21 @@ def test_what_is_wrong_is_named(made: Bundle, tmp_path: Path) -> None:
     assert f"lib_mlx/{backend.name} has the run path /somewhere/else" in check(copy)
 
 
+def test_a_library_without_its_backend(made: Bundle, tmp_path: Path) -> None:
+    """None is made without the backend of its Python; a check, which calls the library, would tell."""
+    with pytest.raises(UnsupportedFeature, match="_backend_cp399"):
+        list(own_files("_backend_cp399.so"))
+    copy = tmp_path / "copy"
+    shutil.copytree(made.path, copy, copy_function=os.link)
+    backend = next((copy / "lib_mlx").glob("_backend*"))
+    backend.unlink()
+    manifest = json.loads((copy / bundle.MANIFEST).read_text())
+    del manifest["files"][f"lib_mlx/{backend.name}"]
+    (copy / bundle.MANIFEST).unlink()
+    (copy / bundle.MANIFEST).write_text(json.dumps(manifest))
+    assert [fault for fault in check(copy) if fault.startswith("liblib_mlx.so answers")]
+
+
 def test_bad_requests(tmp_path: Path, crafted: Path) -> None:
     """A folder with something in it is left alone; a model that is not there is an error; nothing is left behind."""
     (tmp_path / "full").mkdir()
@@ -155,9 +187,42 @@ def test_bad_requests(tmp_path: Path, crafted: Path) -> None:
         create(tmp_path / "full")
     with pytest.raises(ModelNotFound):
         create(tmp_path / "new", model=str(tmp_path / "nowhere"))
-    with pytest.raises(InvalidArgument, match="is no bundle"):
-        check(crafted)
+    with pytest.raises(ModelNotFound):
+        create(tmp_path / "far" / "away", model=str(tmp_path / "nowhere"))
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_a_place_in_what_is_copied(tmp_path: Path, crafted: Path) -> None:
+    """A folder in the model's, the package's or Python's own is refused: the bundle would hold itself."""
+    model = tmp_path / "model"
+    shutil.copytree(crafted, model)
+    before = sorted(path.name for path in model.iterdir())
+    for folder in (model, ROOT / "lib_mlx", Path(json.__file__).parent):
+        with pytest.raises(InvalidArgument, match="which it is to hold"):
+            create(folder / "app", model=str(model))
+    assert sorted(path.name for path in model.iterdir()) == before
+
+
+@pytest.mark.parametrize("manifest", [None, "", "[]", "{}", '{"files": 1}', '{"files": [1]}', "\xff"])
+def test_what_is_no_bundle(tmp_path: Path, manifest: str | None) -> None:
+    """A folder without a list of files is named as what it is not."""
+    if manifest is not None:
+        (tmp_path / bundle.MANIFEST).write_text(manifest, "latin-1")
+    with pytest.raises(InvalidArgument, match="is no bundle"):
+        check(tmp_path)
+
+
+def test_an_interrupt(tmp_path: Path) -> None:
+    """Ctrl-C in the midst of it leaves nothing behind, nor the folders that were made on the way."""
+    command = [sys.executable, "-c", "from lib_mlx.cli import main; main()", "bundle", tmp_path / "far" / "away"]
+    for stage in ("copying", "relocatable", "compiling"):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as making:
+            assert making.stderr is not None
+            assert any(stage in line for line in making.stderr)
+            time.sleep(0.3)
+            os.killpg(making.pid, signal.SIGINT)
+            assert making.wait(30) == 130
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command(crafted: Path, tmp_path: Path) -> None:

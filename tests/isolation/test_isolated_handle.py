@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import httpx2
 import psutil
 import pytest
 
-from lib_mlx.config import LoadConfig, ServerConfig
+from lib_mlx.config import LoadConfig, ServerConfig, parse_config
 from lib_mlx.errors import (
     AddressInUse,
     CorruptModel,
     EngineDied,
     InvalidHandle,
     LibMlxError,
+    LoadCancelled,
     ModelNotFound,
     UnsupportedFeature,
 )
@@ -158,14 +160,15 @@ def test_a_death_while_loading(runtime: Runtime, crafted: Path) -> None:
 
 
 def test_a_child_that_hangs(runtime: Runtime, crafted: Path) -> None:
-    """Unload ends it all the same, within its deadline and two seconds."""
+    """A stop does not wait for it; unload ends it all the same, each within its deadline and two seconds."""
     handle = load(runtime, crafted)
     runtime.start_server(handle, ServerConfig())
     child = childs_pid(runtime, handle)
     os.kill(child, signal.SIGSTOP)
-    begun = time.monotonic()
-    runtime.unload(handle, deadline_s=1.0)
-    assert time.monotonic() - begun < 4
+    for end in (runtime.stop_server, runtime.unload):
+        begun = time.monotonic()
+        end(handle, deadline_s=1.0)
+        assert time.monotonic() - begun < 4
     assert not psutil.pid_exists(child)
 
 
@@ -177,6 +180,111 @@ def test_unload_cancels_a_load(runtime: Runtime, crafted: Path) -> None:
         begun = time.monotonic()
         runtime.unload(handle)
         assert time.monotonic() - begun < 2
+
+
+def test_a_child_that_hung_and_goes_on(runtime: Runtime, crafted: Path) -> None:
+    """It stops its server then, as it was told, and the status follows."""
+    handle = load(runtime, crafted)
+    runtime.start_server(handle, ServerConfig())
+    os.kill(childs_pid(runtime, handle), signal.SIGSTOP)
+    runtime.stop_server(handle, deadline_s=0.1)
+    assert runtime.status(handle).server.status == "running"
+    os.kill(childs_pid(runtime, handle), signal.SIGCONT)
+    eventually(lambda: runtime.status(handle).server.status == "stopped")
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.01, 0.2])
+def test_shutdown_cancels_a_load(runtime: Runtime, crafted: Path, delay: float) -> None:
+    """Whoever waits for the load learns that it was cancelled."""
+    caught: list[str] = []
+
+    def wait() -> None:
+        try:
+            load(runtime, crafted)
+        except LoadCancelled as error:
+            caught.append(error.code)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    eventually(lambda: bool(runtime.statuses()))
+    time.sleep(delay)
+    runtime.shutdown()
+    waiting.join(10)
+    assert caught == ["load_cancelled"]
+
+
+def test_unloaded_before_it_was_started(runtime: Runtime, crafted: Path) -> None:
+    """An unload that comes before the process is at once done, and the process is never started."""
+    config = LoadConfig(model_path=str(crafted), isolation="process")
+    handle = IsolatedHandle(1, config, lambda _: None, lambda _: None, runtime)
+    begun = time.monotonic()
+    handle.unload(deadline_s=5.0)
+    handle.load()
+    assert time.monotonic() - begun < 1
+    assert handle.pid is None
+
+
+def test_a_death_and_an_unload_at_once(runtime: Runtime, crafted: Path) -> None:
+    """Nothing goes on listening at the server's address."""
+    for delay in (0.0, 0.01, 0.03, 0.3):
+        handle = load(runtime, crafted)
+        server = runtime.start_server(handle, ServerConfig()).server
+        os.kill(childs_pid(runtime, handle), signal.SIGKILL)
+        time.sleep(delay)
+        runtime.unload(handle)
+        with pytest.raises(httpx2.ConnectError):
+            httpx2.get(f"{server.base_url}/health")
+    assert not [one.name for one in threading.enumerate() if one.name.startswith(("lib_mlx-child", "lib_mlx-server"))]
+
+
+@pytest.mark.parametrize("moment", ["starting", "stopping"])
+def test_a_death_while_a_server_starts_or_stops(runtime: Runtime, crafted: Path, moment: str) -> None:
+    """A start fails with `engine_died`, a stop succeeds; the status says that there is no server, and goes on so."""
+    handle = load(runtime, crafted)
+    child = childs_pid(runtime, handle)
+    killed = threading.Event()
+
+    def kill(_handle: int, status: Any) -> None:
+        if status is not None and status.server.status == moment and not killed.is_set():
+            killed.set()
+            os.kill(child, signal.SIGKILL)
+
+    runtime.subscribe(kill)
+    if moment == "starting":
+        with pytest.raises(EngineDied):
+            runtime.start_server(handle, ServerConfig())
+    else:
+        runtime.start_server(handle, ServerConfig())
+        runtime.stop_server(handle)
+    eventually(lambda: runtime.status(handle).model.status == "failed")
+    assert runtime.status(handle).server.status == "stopped"
+
+
+def test_every_model_has_died(runtime: Runtime, crafted: Path) -> None:
+    """The dead server's address answers so to whatever name its clients used: an alias, a further model's."""
+    handle = load(runtime, crafted, model_id="own")
+    config = {"model_id": "served", "models": [{"model_path": str(crafted), "model_id": "other"}]}
+    url = runtime.start_server(handle, parse_config(ServerConfig, config)).server.base_url
+    os.kill(childs_pid(runtime, handle), signal.SIGKILL)
+    eventually(lambda: runtime.status(handle).model.status == "failed")
+    for name in ("served", "own", str(crafted), "other"):
+        answer = httpx2.post(f"{url}{CHAT}", json={**HELLO, "model": name})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_died")
+
+
+def test_no_descriptor_is_left(runtime: Runtime, crafted: Path) -> None:
+    """A host that can open nothing more learns of a death all the same."""
+    handle = load(runtime, crafted)
+    runtime.start_server(handle, ServerConfig())
+    child = childs_pid(runtime, handle)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        os.kill(child, signal.SIGKILL)
+        eventually(lambda: runtime.status(handle).model.status == "failed")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert runtime.status(handle).server.status == "stopped"
 
 
 def test_events_of_another_server_tell(runtime: Runtime, crafted: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lib_mlx.config import EngineConfig
-from lib_mlx.errors import ShuttingDown
+from lib_mlx.errors import ShuttingDown, Suspended
 from lib_mlx.generation import GenerationRequest, Message
 from lib_mlx.registry import ModelSpec, Registry
 from lib_mlx.server.session import Sessions
@@ -117,3 +118,31 @@ def test_closed_while_a_request_is_prepared(registry: Registry) -> None:
 
     asyncio.run(main())
     assert registry.find("a").busy == 0
+
+
+@pytest.mark.parametrize("what", ["lease", "work"])
+def test_resumed_before_it_noticed(crafted: Path, what: str) -> None:
+    """A request that a suspension ended is told so also if the model goes on before it gets to know."""
+    registry = Registry()
+    registry.add(ModelSpec("a", str(crafted), EngineConfig(prefix_cache_bytes=0)))
+
+    async def main() -> None:
+        sessions = Sessions(registry, 2, fail_suspended=True)
+
+        async def use() -> None:
+            if what == "work":
+                await sessions.work(time.sleep, 0.1)
+            async with sessions.lease("a"):
+                pass
+
+        task = asyncio.create_task(use())
+        await asyncio.sleep(0.01)
+        registry.suspend()
+        sessions.suspended()
+        registry.resume()
+        with pytest.raises(Suspended):
+            await task
+        sessions.close()
+
+    asyncio.run(main())
+    registry.close()

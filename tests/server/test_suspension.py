@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from tests.checkpoints import SCRIPTS
 from tests.server.test_server import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 CHAT = "/v1/chat/completions"
@@ -124,10 +125,10 @@ def test_a_load_under_way(model: lib_mlx.Model, crafted: Path) -> None:
         asking.start()
         time.sleep(delay)
         suspend(model)
+        busy = get_worker().run(time.thread_time)
         eventually(
             lambda: httpx2.get(f"{server.base_url}/v1/models/other").json()["status"] in {"available", "suspended"}
         )
-        busy = get_worker().run(time.thread_time)
         time.sleep(0.1)
         assert get_worker().run(time.thread_time) - busy < 0.05
         resume(model)
@@ -164,3 +165,29 @@ def test_unloading_while_suspended(model: lib_mlx.Model, crafted: Path) -> None:
     for thread in asking:
         thread.join(10)
     assert answers == [503, 503]
+
+
+def test_suspended_and_resumed_at_once(model: lib_mlx.Model) -> None:
+    """Whoever comes last, status, model and server agree on what they are."""
+    server = model.start_server()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(100):
+            together = threading.Barrier(4)
+
+            def act(function: Callable[[lib_mlx.Model], None], together: threading.Barrier = together) -> None:
+                together.wait()
+                for _ in range(3):
+                    function(model)
+
+            threads = [threading.Thread(target=act, args=(one,)) for one in (suspend, resume) * 2]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            suspended = get_runtime().status(model._handle).model.status == "suspended"
+            assert get_runtime().engine(model._handle).suspended == suspended
+    finally:
+        sys.setswitchinterval(interval)
+    assert httpx2.get(f"{server.base_url}/health").json()["status"] == ("suspended" if suspended else "ok")

@@ -1,4 +1,5 @@
-/* The host calls exit(7) at an awkward moment. argv[1]: which; argv[2]: a model, for most of them. */
+/* The host calls exit(7) at an awkward moment. argv[1]: which; argv[2]: a model, for most of them; argv[3]: more of
+ * the configuration, if given. */
 #include <dlfcn.h>
 #include <pthread.h>
 
@@ -33,9 +34,10 @@ static void block_python(void)
 int main(int argc, char **argv)
 {
     static char model[4096];
-    const char *when = argv[1];
+    const char *when = argv[1], *keys = argc > 3 ? argv[3] : "";
 
-    snprintf(model, sizeof model, "{\"model_path\": \"%s\", \"model_id\": \"crafted\"}", argc > 2 ? argv[2] : "/x");
+    snprintf(model, sizeof model, "{%s \"model_path\": \"%s\", \"model_id\": \"crafted\"}", keys,
+             argc > 2 ? argv[2] : "/x");
     config = model;
     if (!strcmp(when, "starting")) {
         load_in_background();
@@ -50,9 +52,9 @@ int main(int argc, char **argv)
         expect_error(lib_mlx_load_model("{}"), "invalid_argument");
         block_python();
     } else if (!strcmp(when, "serving")) {
-        start(load(argv[2]));
+        start(load_with(argv[2], keys));
     } else {
-        begin_stream(start(load(argv[2])), "loop");
+        begin_stream(start(load_with(argv[2], keys)), "loop");
     }
     exit(7);
 }

@@ -1,0 +1,33 @@
+"""What answers at the address of a server whose process has died: every request with that, by any model's name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lib_mlx.registry import ModelSpec, Registry
+from lib_mlx.server.listener import Listener
+
+if TYPE_CHECKING:
+    from lib_mlx.config import LoadConfig, ServerConfig
+    from lib_mlx.errors import EngineDied
+    from lib_mlx.registry.slot import Slot
+    from lib_mlx.server.news import Handles
+    from lib_mlx.status import Status
+
+
+class _Lost(Registry):
+    """A registry of one model, which stands for all that the process had."""
+
+    def _match(self, _name: str | None) -> Slot | None:
+        return super()._match(None)
+
+
+def stand_in(status: Status, model: LoadConfig, server: ServerConfig, death: EngineDied, handles: Handles) -> Listener:
+    """Listen where `status` says that the server did; raises as `Listener` does."""
+    registry = _Lost()
+    name = status.server.model_id or status.model.model_id
+    registry.add_failed(ModelSpec(name, model.model_path, model, pinned=True), death)
+    config = server.model_copy(update={"port": status.server.port or 0})
+    listener = Listener(registry, config, handles)
+    listener.start()
+    return listener
