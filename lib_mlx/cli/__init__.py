@@ -35,6 +35,7 @@ app.command("load")(remote.load)
 app.command("unload")(remote.unload)
 app.command("pull")(pull.pull)
 app.command("list")(models.list_models)
+app.command("show")(models.show)
 app.command("bundle")(bundle.bundle)
 app.add_typer(config.app, name="config")
 
