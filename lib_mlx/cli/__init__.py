@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lib_mlx import LibMlxError, __version__
-from lib_mlx.cli import bundle, chat, config, models, pull, remote, run, serve, service
+from lib_mlx.cli import bundle, chat, config, doctor, models, openapi, pull, remote, run, serve, service
 from lib_mlx.cli.errors import EXIT_CODES, exit_code
 
 _EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -36,6 +36,11 @@ app.command("unload")(remote.unload)
 app.command("pull")(pull.pull)
 app.command("list")(models.list_models)
 app.command("show")(models.show)
+app.command("import")(models.import_model)
+app.command("rm")(models.rm)
+app.command("verify")(models.verify)
+app.command("doctor")(doctor.doctor)
+app.command("openapi")(openapi.openapi)
 app.command("bundle")(bundle.bundle)
 app.add_typer(config.app, name="config")
 

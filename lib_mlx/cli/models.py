@@ -1,8 +1,9 @@
-"""`lib-mlx list` and `show`: the models on this machine."""
+"""`lib-mlx list`, `show`, `import`, `rm`, `verify`: the models on this machine."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import Annotated
 
 import typer
@@ -58,3 +59,42 @@ def show(
     }
     for name, value in told.items():
         typer.echo(f"{name:13} {value}")
+
+
+def import_model(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="A model directory in Hugging Face or MLX layout.")],
+    name: Annotated[
+        str | None, typer.Option("--name", help="What to call it; the directory's name if not given.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the model's path.")] = False,
+) -> None:
+    """Take a model directory into the store: linked or cloned where the disk can, each file once."""
+    from lib_mlx.cli.pull import reporter
+    from lib_mlx.models import content
+
+    with reporter(quiet) as report:
+        path = content.import_model(
+            source.expanduser(),
+            name or source.resolve().name,
+            progress=lambda done, total: report("import", done, total) if report else None,
+        )
+    typer.echo(path)
+
+
+def rm(name: Annotated[str, typer.Argument(metavar="MODEL", help="A name of `lib-mlx list`, of the store's.")]) -> None:
+    """Remove a model from the store, with the files that no other one has."""
+    from lib_mlx.models import store
+
+    typer.echo(f"{name} is removed: {store.remove(name) / 1e6:.1f} MB are free again.")
+
+
+def verify() -> None:
+    """Read every file of the store and compare it with its sum; the exit code is 1 if one is damaged."""
+    from lib_mlx.models import content
+
+    faults = content.verify(lambda name: typer.echo(name, err=True))
+    for fault in faults:
+        typer.echo(fault)
+    if faults:
+        raise typer.Exit(1)
+    typer.echo("The store is whole.")

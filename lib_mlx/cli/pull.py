@@ -27,12 +27,12 @@ def pull(
     """
     from lib_mlx.models import download
 
-    with _reporter(quiet) as report:
+    with reporter(quiet) as report:
         path = download.pull(name, report, revision)
     typer.echo(path)
 
 
-def _reporter(quiet: bool) -> AbstractContextManager[Report | None]:
+def reporter(quiet: bool) -> AbstractContextManager[Report | None]:
     """Give a progress bar on a terminal, and lines elsewhere; both on stderr."""
     if quiet:
         return nullcontext()

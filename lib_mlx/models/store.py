@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -78,7 +79,7 @@ def resolve(
         return path.resolve()
     if path and path.suffix.lower() == ".gguf":
         return _converted(path, converts, progress, cancelled)
-    found = in_store(name) or in_hub_cache(name, revision)
+    found = in_store(name) or _imported(name, revision) or in_hub_cache(name, revision)
     if found is None and (entry := CATALOG.get(name)):
         found = in_hub_cache(entry.repo, revision)
     if found is None:
@@ -93,6 +94,12 @@ def _existing(name: str) -> Path | None:
         return path if name and path.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, a NUL inside, the home of an unknown user
         return None
+
+
+def _imported(name: str, revision: str | None) -> Path | None:
+    from lib_mlx.models import content
+
+    return content.find(name, revision)
 
 
 def in_store(name: str) -> Path | None:
@@ -142,9 +149,35 @@ def is_complete(path: Path) -> bool:
         return False
 
 
+def remove(name: str) -> int:
+    """Remove a model of the store; returns how many bytes that gave back. The Hugging Face cache is not touched.
+
+    Raises:
+        ModelNotFound: the store has none of that name.
+    """
+    from lib_mlx.models import content
+
+    path = in_store(name)
+    if path is None:
+        return content.remove(name)
+    freed = _size(path)
+    going = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.rename(going)  # it is whole or not there
+    shutil.rmtree(going)
+    return freed
+
+
 def list_models() -> list[StoredModel]:
     """Return the complete models of the store and of the Hugging Face cache, by name."""
-    return sorted([*_stored(), *_cached()], key=lambda model: model.name.lower())
+    return sorted([*_stored(), *_listed(), *_cached()], key=lambda model: model.name.lower())
+
+
+def _listed() -> Iterator[StoredModel]:
+    from lib_mlx.models import content
+
+    for manifest in content.manifests():
+        if manifest.revision == content.MAIN and (path := content.find(manifest.name)):
+            yield StoredModel(manifest.name, path, manifest.bytes, "store")
 
 
 def _stored() -> Iterator[StoredModel]:
