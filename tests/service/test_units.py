@@ -6,12 +6,15 @@ import configparser
 import plistlib
 import shlex
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.service import units
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
