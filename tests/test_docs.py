@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lib_mlx.settings import load_settings
 from tests.test_errors import all_errors
+from tools import settings_table
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,6 +78,20 @@ def test_every_error_is_documented() -> None:
     """docs/errors.md lists each code with its status."""
     rows = set(re.findall(r"^\| `(\w+)` \| (\d+) \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE))
     assert rows == {(kind.code, str(kind.http_status)) for kind in all_errors()}
+
+
+def test_the_table_of_variables() -> None:
+    """docs/cli.md lists every variable with its default, as `python -m tools.settings_table` writes it."""
+    text = (ROOT / "docs/cli.md").read_text()
+    assert settings_table.with_table(text) == text
+
+
+def test_the_settings_in_the_docs(tmp_path: Path) -> None:
+    """Each TOML block is right."""
+    for _, block in blocks("toml"):
+        file = tmp_path / "lib-mlx.toml"
+        file.write_text(block)
+        load_settings(file=file, environment={})
 
 
 def test_links_lead_somewhere() -> None:
