@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lib_mlx import LibMlxError, __version__
-from lib_mlx.cli import bundle, chat, config, doctor, models, openapi, pull, remote, run, serve, service, units
+from lib_mlx.cli import bench, bundle, chat, config, doctor, models, openapi, pull, remote, run, serve, service, units
 from lib_mlx.cli.errors import EXIT_CODES, exit_code
 
 _EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -39,6 +39,7 @@ app.command("show")(models.show)
 app.command("import")(models.import_model)
 app.command("rm")(models.rm)
 app.command("verify")(models.verify)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.command("openapi")(openapi.openapi)
 app.command("bundle")(bundle.bundle)
