@@ -174,8 +174,8 @@ class InProcessHandle(Handle):
 
     def set_suspended(self, *, suspended: bool) -> None:
         """Suspend or resume the model, at once, and the further ones of its server."""
-        engine = self.engine()
         with self._suspension_lock:
+            engine = self.engine()
             engine.suspend() if suspended else engine.resume()
             with self.lock:
                 if self.model.status in {"ready", "suspended", "stalled"}:
