@@ -189,7 +189,7 @@ class _Build:
     def cpu(self) -> Path:
         """Link the shim between MLX and an OpenBLAS."""
         # With sanitizers compilers take minutes for these loops, whose results tests compare with MLX's.
-        plain = ("-fno-sanitize=all",) if self._sanitized() else ()
+        plain = ("-fno-sanitize=all", "-O1") if self._sanitized() else ()
         kernels = [
             self._compile(NATIVE / "kernels.c", (*STRICT, *KERNEL_FLAGS, *flags, *plain), f"kernels_{level}")
             for level, flags in KERNEL_LEVELS.items()

@@ -6,14 +6,12 @@ import threading
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lib_mlx.errors import LibMlxError, ModelLoading
-from lib_mlx.status import ModelStatus, ServerStatus, Status
+from lib_mlx.status import Handles, ModelStatus, ServerStatus, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from lib_mlx.config import LoadConfig, ServerConfig
     from lib_mlx.engine.engine import EngineModel
     from lib_mlx.logs import LogFile
@@ -22,19 +20,26 @@ if TYPE_CHECKING:
 STOP_DEADLINE_S = 5.0
 
 
+class Owner(Handles, Protocol):
+    """Who knows all handles."""
+
+    def changed(self, handle: Handle) -> None:
+        """Take note of a change of a handle's status; called on the thread that made it."""
+
+    def forget(self, handle: Handle) -> None:
+        """Know a handle no more: its model is gone."""
+
+
 class Handle(ABC):
     """One loaded (or loading) model. `lock` guards the fields; it is never held while work is done.
 
     Args:
         number: by which hosts know it.
         config: what to load and how.
-        tell: called after each change of the status, on the thread that made it.
-        forget: called when the model is gone.
+        owner: is told of changes.
     """
 
-    def __init__(
-        self, number: int, config: LoadConfig, tell: Callable[[Handle], None], forget: Callable[[Handle], None]
-    ) -> None:
+    def __init__(self, number: int, config: LoadConfig, owner: Owner) -> None:
         self.number = number
         self.config = config
         self.lock = threading.Lock()
@@ -46,8 +51,7 @@ class Handle(ABC):
         self.server = ServerStatus("stopped")
         self.log: LogFile | None = None
         """Open as long as the handle is."""
-        self._tell = tell
-        self._forget = forget
+        self._owner = owner
 
     def status(self) -> Status:
         """Return the present state; never blocks."""
@@ -84,11 +88,11 @@ class Handle(ABC):
 
     def publish(self) -> None:
         """Tell that something has changed."""
-        self._tell(self)
+        self._owner.changed(self)
 
     def gone(self) -> None:
         """Tell that the handle is invalid from now on."""
-        self._forget(self)
+        self._owner.forget(self)
 
     def set_server(self, server: ServerStatus) -> None:
         """Change the server's state."""

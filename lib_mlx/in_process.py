@@ -23,37 +23,23 @@ from lib_mlx.status import ServerStatus, UnloadReport
 from lib_mlx.threads import run_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from lib_mlx.config import LoadConfig, ServerConfig
     from lib_mlx.engine.engine import EngineModel
+    from lib_mlx.handle import Owner
     from lib_mlx.registry import Registry
     from lib_mlx.server.listener import Listener
-    from lib_mlx.server.news import Handles
     from lib_mlx.status import ModelState, ModelStatus, Status
 
 log = logging.getLogger(__name__)
 
 
 class InProcessHandle(Handle):
-    """One model of this process; see `Handle`.
+    """One model of this process; see `Handle`."""
 
-    Args:
-        handles: what the server tells of all handles.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        config: LoadConfig,
-        tell: Callable[[Handle], None],
-        forget: Callable[[Handle], None],
-        handles: Handles,
-    ) -> None:
-        super().__init__(number, config, tell, forget)
+    def __init__(self, number: int, config: LoadConfig, owner: Owner) -> None:
+        super().__init__(number, config, owner)
         self.listener: Listener | None = None
         self._registry: Registry | None = None
-        self._handles = handles
         self._created = int(time.time())
         self._server_lock = threading.Lock()  # one start or stop at a time; others wait for its outcome
         self._suspension_lock = threading.Lock()  # one at a time: engine, status and server end up alike
@@ -140,7 +126,7 @@ class InProcessHandle(Handle):
             registry.add_loaded(spec, engine, self._created)
             self.set_server(ServerStatus("starting"))
             try:
-                listener = Listener(registry, config, self._handles)
+                listener = Listener(registry, config, self._owner)
                 listener.start()
             except BaseException:
                 self.set_server(ServerStatus("stopped"))
@@ -174,8 +160,8 @@ class InProcessHandle(Handle):
 
     def set_suspended(self, *, suspended: bool) -> None:
         """Suspend or resume the model, at once, and the further ones of its server."""
-        engine = self.engine()
         with self._suspension_lock:
+            engine = self.engine()
             engine.suspend() if suspended else engine.resume()
             with self.lock:
                 if self.model.status in {"ready", "suspended", "stalled"}:

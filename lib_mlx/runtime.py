@@ -63,7 +63,7 @@ class Runtime:
             self._handles[handle.number] = handle
             self._next += 1
         handle.log = log
-        self._publish(handle)
+        self.changed(handle)
         try:
             handle.load()
         except BaseException:  # no thread could be started for it
@@ -83,8 +83,8 @@ class Runtime:
         if config.isolation == "process":
             from lib_mlx.isolation import IsolatedHandle
 
-            return IsolatedHandle(number, config, self._publish, self._forget, self)
-        return InProcessHandle(number, config, self._publish, self._forget, self)
+            return IsolatedHandle(number, config, self)
+        return InProcessHandle(number, config, self)
 
     def status(self, number: int) -> Status:
         """Return the present state; never blocks on a load."""
@@ -164,7 +164,8 @@ class Runtime:
             raise InvalidHandle(f"No model is loaded under handle {number}.", hint="Use the handle load_model gave.")
         return handle
 
-    def _forget(self, handle: Handle) -> None:
+    def forget(self, handle: Handle) -> None:
+        """Know a handle no more; called by the handle itself."""
         with self._telling:
             with self._lock:
                 self._handles.pop(handle.number, None)
@@ -172,7 +173,8 @@ class Runtime:
             for listener in listeners:
                 listener(handle.number, None)
 
-    def _publish(self, handle: Handle) -> None:
+    def changed(self, handle: Handle) -> None:
+        """Tell the listeners of a handle's present state; called by the handle itself."""
         with self._telling:
             with self._lock:
                 if handle.number not in self._handles:

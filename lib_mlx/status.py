@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lib_mlx.errors import ErrorObject  # noqa: TC001 - pydantic takes the types apart when the schemas are made
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ModelState = Literal["loading", "ready", "suspended", "stalled", "unloading", "failed"]
 Device = Literal["cpu", "gpu"]
@@ -75,3 +78,13 @@ class UnloadReport:
 
     before_bytes: int
     after_bytes: int
+
+
+class Handles(Protocol):
+    """The handles of the process."""
+
+    def statuses(self) -> list[Status]:
+        """Return their states."""
+
+    def subscribe(self, listener: Callable[[int, Status | None], None]) -> Callable[[], None]:
+        """Have `listener` called at every change, on any thread; return what ends that."""

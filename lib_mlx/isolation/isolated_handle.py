@@ -30,13 +30,12 @@ from lib_mlx.status import ModelStatus, ServerStatus, Status, UnloadReport
 from lib_mlx.threads import run_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Future
 
     from lib_mlx.config import LoadConfig, ServerConfig
     from lib_mlx.engine.engine import EngineModel
+    from lib_mlx.handle import Owner
     from lib_mlx.server.listener import Listener
-    from lib_mlx.server.news import Handles
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +50,8 @@ class IsolatedHandle(Handle):
     When the child dies, the model has failed (`engine_died`), and its server's address answers so.
     """
 
-    def __init__(
-        self,
-        number: int,
-        config: LoadConfig,
-        tell: Callable[[Handle], None],
-        forget: Callable[[Handle], None],
-        handles: Handles,
-    ) -> None:
-        super().__init__(number, config, tell, forget)
-        self._handles = handles
+    def __init__(self, number: int, config: LoadConfig, owner: Owner) -> None:
+        super().__init__(number, config, owner)
         self._child = ChildProcess(f"lib_mlx-child-{number}", on_status=self._take, on_death=self._died)
         self._served: ServerConfig | None = None
         self._standin: Listener | None = None
@@ -237,7 +228,7 @@ class IsolatedHandle(Handle):
         try:
             from lib_mlx.isolation.standin import stand_in
 
-            self._standin = stand_in(self.status(), self.config, config, death, self._handles)
+            self._standin = stand_in(self.status(), self.config, config, death, self._owner)
         except Exception as error:  # noqa: BLE001 - a taken port, no descriptor left: the death must be told all the same
             log.warning("handle %d: nobody answers at its server's address: %s", self.number, error)
 

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from lib_mlx.config import LoadConfig, ServerConfig
     from lib_mlx.errors import EngineDied
     from lib_mlx.registry.slot import Slot
-    from lib_mlx.server.news import Handles
-    from lib_mlx.status import Status
+    from lib_mlx.status import Handles, Status
 
 
 class _Lost(Registry):

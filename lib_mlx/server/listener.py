@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lib_mlx.config import ServerConfig
     from lib_mlx.registry import Registry
-    from lib_mlx.server.news import Handles
+    from lib_mlx.status import Handles
 
 log = logging.getLogger(__name__)
 for _name in ("uvicorn.error", "python_multipart"):  # complaints of clients: nothing that a host must read on stderr

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from lib_mlx.registry import ModelEntry, Registry
-    from lib_mlx.status import Status
+    from lib_mlx.status import Handles, Status
 
     Change: TypeAlias = ModelEntry | Status
 
 _KEPT = 256
-
-
-class Handles(Protocol):
-    """The handles of the process."""
-
-    def statuses(self) -> list[Status]:
-        """Return their states."""
-
-    def subscribe(self, listener: Callable[[int, Status | None], None]) -> Callable[[], None]:
-        """Have `listener` called at every change, on any thread; return what ends that."""
 
 
 class News:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from lib_mlx.config import ServerConfig
     from lib_mlx.registry import Registry
-    from lib_mlx.server.news import Handles
     from lib_mlx.server.session import Session
+    from lib_mlx.status import Handles
 
 
 class ServerState:

@@ -152,8 +152,12 @@ def test_a_death_while_loading(runtime: Runtime, crafted: Path) -> None:
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    eventually(lambda: any(status.model.progress for status in runtime.statuses()))
-    os.kill(childs_pid(runtime, runtime.statuses()[0].handle), signal.SIGKILL)
+    pid = None
+    while pid is None:  # it takes a tenth of a second to its first import
+        time.sleep(0.001)
+        handles = [runtime._find(status.handle) for status in runtime.statuses()]
+        pid = next((handle.pid for handle in handles if isinstance(handle, IsolatedHandle)), None)
+    os.kill(pid, signal.SIGKILL)
     waiting.join(10)
     assert caught == ["engine_died"]
     assert runtime.statuses() == []
@@ -216,7 +220,7 @@ def test_shutdown_cancels_a_load(runtime: Runtime, crafted: Path, delay: float) 
 def test_unloaded_before_it_was_started(runtime: Runtime, crafted: Path) -> None:
     """An unload that comes before the process is at once done, and the process is never started."""
     config = LoadConfig(model_path=str(crafted), isolation="process")
-    handle = IsolatedHandle(1, config, lambda _: None, lambda _: None, runtime)
+    handle = IsolatedHandle(1, config, runtime)
     begun = time.monotonic()
     handle.unload(deadline_s=5.0)
     handle.load()

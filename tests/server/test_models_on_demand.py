@@ -13,6 +13,7 @@ import pytest
 
 import lib_mlx
 from lib_mlx.engine.worker import get_worker
+from lib_mlx.in_process import InProcessHandle
 from lib_mlx.runtime import get_runtime
 from tests.checkpoints import SCRIPTS
 from tests.server.test_server import eventually
@@ -152,7 +153,9 @@ def test_stopping_does_not_wait_for_a_busy_engine(crafted: Path) -> None:
     further = {"model_path": str(crafted), "model_id": "other"}
     with lib_mlx.load_model(crafted, model_id="own") as model:
         server = model.start_server(models=[further])
-        registry = get_runtime()._find(model._handle).registry
+        handle = get_runtime()._find(model._handle)
+        assert isinstance(handle, InProcessHandle)
+        registry = handle._registry
         assert registry is not None
         assert httpx2.post(server.base_url + CHAT, json=hello("other"), timeout=30).status_code == 200
         busy = get_worker().submit(time.sleep, 4)
