@@ -1,0 +1,198 @@
+// Exchanges on the page: what was asked, the items of the answer as they come, and what is to be known of them.
+
+const views = new WeakMap(); // of exchanges
+
+function showEmpty() {
+  $("empty").hidden = exchanges.length > 0;
+  $("undo-line").hidden = !cleared?.length;
+  $("clear").disabled = !exchanges.length;
+}
+
+function showRunning() {
+  $("send").hidden = running !== null;
+  $("stop").hidden = running === null;
+  if (running === null && document.activeElement === document.body) $("message").focus();
+}
+
+function showExchange(exchange) {
+  const question = el("div", { className: "question", role: "group", "aria-label": "You" });
+  if (exchange.text) question.append(el("p", { dir: "auto" }, exchange.text));
+  if (exchange.files.length) question.append(el("p", { className: "files" }, ...exchange.files.map(fileChip)));
+  for (const { name, output } of exchange.results ?? []) {
+    question.append(el("p", { className: "label" }, `Result of ${name}`), el("pre", {}, output));
+  }
+  const items = el("div", { className: "items" });
+  const foot = el("div", { className: "foot" });
+  const reply = el("div", { className: "answer", role: "group", "aria-label": "Answer" }, items, foot);
+  const root = el("article", { className: "exchange" }, question, reply);
+  views.set(exchange, { root, items, foot, reply, shown: [] });
+  $("exchanges").append(root);
+  drawExchange(exchange, exchange.outcome !== "running");
+}
+
+// Frames come as fast as they can be drawn: after a slow one the page first has time for the reader.
+let due = false;
+let restUntil = 0;
+
+function drawSoon(exchange) {
+  if (due) return;
+  due = true;
+  const draw = () => {
+    due = false;
+    if (exchange.outcome !== "running" || !exchanges.includes(exchange)) return;
+    const begun = performance.now();
+    drawExchange(exchange, false);
+    showInspectedEvents();
+    restUntil = performance.now() + 2 * (performance.now() - begun);
+  };
+  const rest = restUntil - performance.now();
+  if (rest > 16) setTimeout(draw, rest);
+  else requestAnimationFrame(draw);
+}
+
+function drawExchange(exchange, whole) {
+  const view = views.get(exchange);
+  view.reply.setAttribute("aria-busy", String(!whole)); // readers aloud wait for the end
+  exchange.output.forEach((item, index) => {
+    const shown = (view.shown[index] ??= showItem(view, item, exchange));
+    if (shown.done) return;
+    shown.done = whole || item.status !== "in_progress";
+    shown.draw(item, shown.done);
+  });
+  if (whole) view.foot.replaceChildren(...footOf(exchange));
+  else view.foot.replaceChildren(el("p", { className: "stats" }, el("span", { className: "pulse" }), waitingFor(exchange)));
+  if (following) toEnd();
+}
+
+function showItem(view, item, exchange) {
+  const make = { reasoning: reasoningView, function_call: callView }[item.type] ?? messageView;
+  const shown = make(item, exchange);
+  view.items.append(shown.node);
+  return shown;
+}
+
+// Draws what has come since it was last drawn.
+function growing(parent) {
+  const renderer = markdown(parent);
+  let length = 0;
+  return (text, whole) => {
+    if (text.length > length) renderer.add(text.slice(length));
+    length = text.length;
+    if (whole) renderer.end();
+  };
+}
+
+function messageView() {
+  const node = el("div", { className: "prose" });
+  const grow = growing(node);
+  return { node, draw: (item, whole) => grow(itemText(item), whole) };
+}
+
+function reasoningView() {
+  const inner = el("div", { className: "prose" });
+  const title = el("span");
+  const node = el("details", { className: "reasoning" }, el("summary", {}, title), inner);
+  const grow = growing(inner);
+  const draw = (item, whole) => {
+    const text = itemText(item);
+    const words = whole && text.split(/\s+/).filter(Boolean).length;
+    title.textContent = whole ? `Reasoning, ${NUMBER.format(words)} words` : "Reasoning…";
+    grow(text, whole);
+  };
+  return { node, draw };
+}
+
+function callView(item, exchange) {
+  const body = el("pre", { tabIndex: 0 });
+  const name = el("code");
+  const copy = copyButton("Copy", () => body.textContent);
+  const head = el("div", { className: "head" }, el("span", { className: "label" }, "Tool call"), name, copy);
+  const node = el("section", { className: "call" }, head, body);
+  const draw = (call, whole) => {
+    setText(name, call.name);
+    setText(body, whole ? pretty(call.arguments) : call.arguments);
+    if (whole && call.status === "completed") node.append(resultForm(exchange, call));
+  };
+  return { node, draw };
+}
+
+// Results are sent together, once there is one for each call.
+function resultForm(exchange, call) {
+  const field = el("textarea", { rows: 1, placeholder: "What the tool gives back" });
+  field.setAttribute("aria-label", `Result of ${call.name}`);
+  const form = el("form", { className: "result last-only" }, field, el("button", { type: "submit", className: "small" }, "Send result"));
+  form.onsubmit = (event) => {
+    event.preventDefault();
+    const given = [...views.get(exchange).root.querySelectorAll(".result textarea")];
+    const missing = given.find((other) => !other.value.trim());
+    if (missing) return missing.focus();
+    const calls = exchange.output.filter((item) => item.type === "function_call");
+    const results = calls.map(({ call_id, name }, index) => ({ call_id, name, output: given[index].value }));
+    if (!running) ask({ results });
+  };
+  return form;
+}
+
+function waitingFor(exchange) {
+  const model = models.get(exchange.model);
+  if (model?.status === "loading") return `Loading ${model.id}: ${Math.round(model.progress * 100)} % ${model.stage}`;
+  const { sent, first, last, deltas } = traces.get(exchange) ?? {};
+  if (!first) return sent ? "Waiting for the first token" : "";
+  const rate = deltas > 8 ? `, about ${speed((deltas - 1) / ((last - first) / 1000))}` : "";
+  return `${seconds((last - sent) / 1000)}${rate}`;
+}
+
+function footOf(exchange) {
+  const parts = [];
+  if (exchange.outcome === "stopped") parts.push(el("p", { className: "note" }, "Stopped."));
+  if (exchange.outcome === "incomplete") parts.push(el("p", { className: "note" }, incompleteness(exchange)));
+  if (exchange.outcome === "completed" && !outputOf(exchange).length) parts.push(el("p", { className: "note" }, "The model said nothing."));
+  if (exchange.error) parts.push(errorView(exchange));
+  const text = exchange.output.filter((item) => item.type === "message").map(itemText).join("\n\n");
+  const tools = el("span", { className: "tools" });
+  if (text) tools.append(copyButton("Copy", () => text));
+  const repeat = button(exchange.error ? "Try again" : "Again", () => again(exchange), "quiet small last-only");
+  tools.append(repeat);
+  if (exchange.text) tools.append(button("Edit", () => edit(exchange), "quiet small last-only"));
+  tools.append(button("Inspect", () => inspect(exchange)));
+  parts.push(el("div", { className: "line" }, el("p", { className: "stats" }, statsOf(exchange)), tools));
+  return parts;
+}
+
+function incompleteness({ why, usage }) {
+  if (why === "max_output_tokens") return `Cut at ${usage.output_tokens} tokens: the most that were allowed, or the context’s end.`;
+  return `Not complete: ${why ?? "the server does not say why"}.`;
+}
+
+function statsOf({ model, usage, times }) {
+  const parts = [model];
+  if (usage) {
+    const { cached_tokens: cached } = usage.input_tokens_details;
+    const { reasoning_tokens: reasoning } = usage.output_tokens_details;
+    parts.push(`${NUMBER.format(usage.input_tokens)} tokens in${cached ? ` (${NUMBER.format(cached)} cached)` : ""}`);
+    parts.push(`${NUMBER.format(usage.output_tokens)} out${reasoning ? ` (${NUMBER.format(reasoning)} reasoning)` : ""}`);
+    if (times?.writing && usage.output_tokens > 1) parts.push(speed((usage.output_tokens - 1) / times.writing));
+  }
+  if (times?.first) parts.push(`first after ${seconds(times.first)}`);
+  if (times) parts.push(seconds(times.all));
+  return parts.filter(Boolean).join(" · ");
+}
+
+function errorView({ error }) {
+  const facts = { Status: error.status, Code: error.code, Type: error.type, Field: error.param, "Try again after": error.retryAfter && `${error.retryAfter} s`, Request: error.requestId };
+  const known = Object.entries(facts).filter(([, value]) => value);
+  const list = el("dl", {}, ...known.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
+  const title = error.status && error.status < 500 ? "The request was refused" : "There is no answer";
+  const text = [title, error.message, error.hint, ...known.map(([name, value]) => `${name}: ${value}`)].filter(Boolean).join("\n");
+  const head = el("div", { className: "head" }, el("strong", {}, title), copyButton("Copy", () => text));
+  return el("section", { className: "error", role: "alert" }, head, el("p", {}, error.message), error.hint && el("p", {}, error.hint), list);
+}
+
+// The end of the conversation is followed until somebody scrolls away from it.
+let following = true;
+
+function toEnd() {
+  following = true;
+  const box = $("conversation");
+  box.scrollTop = box.scrollHeight;
+}
