@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const NUMBER = new Intl.NumberFormat("en");
 
 function bytes(count) {
+  if (count < 1e3) return `${count} bytes`;
   if (count < 1e6) return `${NUMBER.format(Math.round(count / 1e3))} kB`;
   return count < 1e9 ? `${(count / 1e6).toFixed(0)} MB` : `${(count / 1e9).toFixed(1)} GB`;
 }

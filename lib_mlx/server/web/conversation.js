@@ -32,6 +32,7 @@ function loadConversation() {
   } catch {
     exchanges = [];
   }
+  following = false; // until all are there
   for (const exchange of exchanges) {
     if (exchange.outcome === "running") exchange.outcome = "stopped"; // the page was left
     showExchange(exchange);
@@ -174,7 +175,7 @@ async function answer(exchange, request) {
     if (exchange.outcome === "running") throw brokenOff();
   } catch (error) {
     if (exchange.outcome === "running") end(exchange, abort.signal.aborted ? "stopped" : "failed", error);
-    if (error.status) trace.response = { status: error.status, headers: [["x-request-id", error.requestId]], error };
+    if (error.status) trace.response = { status: error.status, headers: [["x-request-id", error.requestId]], body: error.body };
   }
   settle(exchange, trace);
 }

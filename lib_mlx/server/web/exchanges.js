@@ -11,7 +11,7 @@ function showEmpty() {
 function showRunning() {
   $("send").hidden = running !== null;
   $("stop").hidden = running === null;
-  if (running === null && document.activeElement === document.body) $("message").focus();
+  if (document.activeElement === document.body) $("message").focus(); // the hidden button may have had it
 }
 
 function showExchange(exchange) {
@@ -25,7 +25,10 @@ function showExchange(exchange) {
   const foot = el("div", { className: "foot" });
   const reply = el("div", { className: "answer", role: "group", "aria-label": "Answer" }, items, foot);
   const root = el("article", { className: "exchange" }, question, reply);
-  views.set(exchange, { root, items, foot, reply, shown: [] });
+  const now = el("span");
+  const waiting = el("p", { className: "stats" }, el("span", { className: "pulse" }), now);
+  foot.append(waiting);
+  views.set(exchange, { root, items, foot, reply, now, shown: [] });
   $("exchanges").append(root);
   drawExchange(exchange, exchange.outcome !== "running");
 }
@@ -60,7 +63,7 @@ function drawExchange(exchange, whole) {
     shown.draw(item, shown.done);
   });
   if (whole) view.foot.replaceChildren(...footOf(exchange));
-  else view.foot.replaceChildren(el("p", { className: "stats" }, el("span", { className: "pulse" }), waitingFor(exchange)));
+  else setText(view.now, waitingFor(exchange));
   if (following) toEnd();
 }
 
@@ -169,11 +172,12 @@ function statsOf({ model, usage, times }) {
   if (usage) {
     const { cached_tokens: cached } = usage.input_tokens_details;
     const { reasoning_tokens: reasoning } = usage.output_tokens_details;
-    parts.push(`${NUMBER.format(usage.input_tokens)} tokens in${cached ? ` (${NUMBER.format(cached)} cached)` : ""}`);
-    parts.push(`${NUMBER.format(usage.output_tokens)} out${reasoning ? ` (${NUMBER.format(reasoning)} reasoning)` : ""}`);
-    if (times?.writing && usage.output_tokens > 1) parts.push(speed((usage.output_tokens - 1) / times.writing));
+    parts.push(`${NUMBER.format(usage.input_tokens)} in${cached ? ` (${NUMBER.format(cached)} cached)` : ""}`);
+    parts.push(`${NUMBER.format(usage.output_tokens)} tokens out${reasoning ? ` (${NUMBER.format(reasoning)} reasoning)` : ""}`);
+    // What comes all at once says nothing of how fast it was made.
+    if (times?.writing > 0.05 && usage.output_tokens > 1) parts.push(speed((usage.output_tokens - 1) / times.writing));
   }
-  if (times?.first) parts.push(`first after ${seconds(times.first)}`);
+  if (times?.first) parts.push(`first ${seconds(times.first)}`);
   if (times) parts.push(seconds(times.all));
   return parts.filter(Boolean).join(" · ");
 }

@@ -3,7 +3,7 @@
 const SHOWN_EVENTS = 300;
 
 let inspected = null;
-let eventsShown = 0;
+let eventsWanted = 0;
 
 function forgetTraces() {
   const held = exchanges.filter((exchange) => traces.has(exchange));
@@ -19,7 +19,7 @@ function showInspected(exchange) {
   inspected = exchange;
   if ($("panel-inspector").hidden) return;
   const trace = exchange && traces.get(exchange);
-  eventsShown = 0;
+  eventsWanted = SHOWN_EVENTS;
   if (!trace) {
     const why = exchange ? "The inspector remembers the last requests, until the page is left." : "Nothing was sent yet.";
     $("inspected").replaceChildren(el("p", { className: "hint" }, why));
@@ -31,9 +31,11 @@ function showInspected(exchange) {
     el("pre", { className: "request", tabIndex: 0 }, JSON.stringify(trace.request, shortened, 2)),
     inspectorHead("Response"),
     el("p", { className: "mono", id: "inspected-status" }),
+    el("pre", { id: "inspected-body", tabIndex: 0, hidden: true }),
     inspectorHead("Events", copyButton("Copy all", () => trace.events.map((event) => event.data).join("\n"))),
     el("ol", { id: "inspected-events", className: "events" }),
     el("p", { className: "hint", id: "inspected-rest" }),
+    el("p", { id: "inspected-more" }, button("Show more", showMoreEvents, "small")),
   );
   showInspectedEvents();
 }
@@ -59,18 +61,20 @@ function showInspectedEvents() {
   const { response } = trace;
   const id = response?.headers.find(([name]) => name === "x-request-id")?.[1];
   const head = response && [`HTTP ${response.status}`, response.at && `after ${response.at.toFixed(0)} ms`, id].filter(Boolean).join(" · ");
+  if (response?.body && !$("inspected-body").textContent) setText($("inspected-body"), pretty(response.body));
+  $("inspected-body").hidden = !response?.body;
   $("inspected-status").textContent = head ?? (inspected.outcome === "running" ? "waiting" : "none");
   const list = $("inspected-events");
-  const upTo = Math.min(trace.events.length, Math.max(SHOWN_EVENTS, list.childElementCount));
-  while (eventsShown < upTo) list.append(eventRow(trace.events[eventsShown++]));
-  const rest = trace.events.length - eventsShown;
-  const more = button(`Show ${Math.min(rest, SHOWN_EVENTS)} more`, () => {
-    for (const event of trace.events.slice(eventsShown, eventsShown + SHOWN_EVENTS)) list.append(eventRow(event));
-    eventsShown = list.childElementCount;
-    showInspectedEvents();
-  });
-  const lost = trace.dropped ? `${NUMBER.format(trace.dropped)} deltas beyond the first ${NUMBER.format(TRACED_EVENTS)} events were not kept. ` : "";
-  $("inspected-rest").replaceChildren(lost, ...(rest ? [`${NUMBER.format(rest)} further events. `, more] : []));
+  for (const event of trace.events.slice(list.childElementCount, eventsWanted)) list.append(eventRow(event));
+  const rest = trace.events.length - list.childElementCount;
+  const lost = `${NUMBER.format(trace.dropped)} deltas beyond the first ${NUMBER.format(TRACED_EVENTS)} events were not kept. `;
+  $("inspected-rest").textContent = (trace.dropped ? lost : "") + (rest ? `${NUMBER.format(rest)} further events.` : "");
+  $("inspected-more").hidden = !rest;
+}
+
+function showMoreEvents() {
+  eventsWanted += SHOWN_EVENTS;
+  showInspectedEvents();
 }
 
 function eventRow({ at, type, data }) {

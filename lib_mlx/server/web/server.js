@@ -58,7 +58,7 @@ function showServer(state) {
       ? [
           ["Queue", `${queue.in_flight - queue.waiting} running, ${queue.waiting} waiting, of ${queue.limit}`],
           ["Memory", `${bytes(memory.resident_bytes)} used, ${bytes(memory.available_bytes)} free${memory.limit_bytes ? `, limit ${bytes(memory.limit_bytes)}` : ""}`],
-          ["Prompts known already", cache.hit_rate === null ? "none yet" : `${Math.round(cache.hit_rate * 100)} %`],
+          ["Prompt cache", cache.hit_rate === null ? "not used yet" : `${Math.round(cache.hit_rate * 100)} % of all prompts`],
           ["Up for", seconds(uptime)],
           ["Process", String(pid)],
         ]
@@ -121,7 +121,7 @@ function showModelCard(model) {
   ].filter(Boolean);
   const [top, bottom] = card.children;
   top.replaceChildren(el("div", { className: "head" }, el("strong", {}, model.id), el("span", { className: `badge ${model.status}` }, model.status)));
-  top.append(el("p", { className: "hint" }, facts.join(" · ")));
+  if (facts.length) top.append(el("p", { className: "hint" }, facts.join(" · ")));
   if (model.status === "loading") {
     const bar = el("progress", { max: 1, value: model.progress });
     bar.setAttribute("aria-label", `Loading ${model.id}`);

@@ -41,7 +41,7 @@ function takeKeyFromAddress() {
   return true;
 }
 
-// An error with all that is known of it: message, hint, code, type, param, status, requestId, retryAfter.
+// An error with all that is known of it: message, hint, code, type, param, status, requestId, retryAfter, body.
 function failure(fields) {
   return Object.assign(new Error(fields.message), fields);
 }
@@ -61,6 +61,7 @@ async function refusal(response) {
     param: error.param,
     status: response.status,
     requestId: response.headers.get("x-request-id"),
+    body: text,
     retryAfter: response.headers.get("retry-after"),
   });
 }
