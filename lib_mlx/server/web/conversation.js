@@ -203,7 +203,7 @@ function settle(exchange, trace) {
   };
   if (running?.exchange === exchange) running = null;
   if (exchanges.includes(exchange)) {
-    drawExchange(exchange, true);
+    drawExchange(exchange);
     keepConversation();
   }
   showInspectedEvents();

@@ -30,41 +30,58 @@ function showExchange(exchange) {
   foot.append(waiting);
   views.set(exchange, { root, items, foot, reply, now, shown: [] });
   $("exchanges").append(root);
-  drawExchange(exchange, exchange.outcome !== "running");
+  drawExchange(exchange);
 }
 
-// Frames come as fast as they can be drawn: after a slow one the page first has time for the reader.
+// Much text is drawn bit by bit, and after each bit the page has as much time for its reader.
+const STEP = 8_000;
+const BUSY_MS = 30;
+const undrawn = new Set();
 let due = false;
 let restUntil = 0;
 
 function drawSoon(exchange) {
+  undrawn.add(exchange);
   if (due) return;
   due = true;
-  const draw = () => {
-    due = false;
-    if (exchange.outcome !== "running" || !exchanges.includes(exchange)) return;
-    const begun = performance.now();
-    drawExchange(exchange, false);
-    showInspectedEvents();
-    restUntil = performance.now() + 2 * (performance.now() - begun);
-  };
   const rest = restUntil - performance.now();
-  if (rest > 16) setTimeout(draw, rest);
-  else requestAnimationFrame(draw);
+  if (rest > 16) setTimeout(drawDue, rest);
+  else requestAnimationFrame(drawDue);
 }
 
-function drawExchange(exchange, whole) {
+function drawDue() {
+  const begun = performance.now();
+  try {
+    for (const exchange of undrawn) {
+      undrawn.delete(exchange);
+      if (exchanges.includes(exchange)) drawExchange(exchange); // which may come back for more
+      if (performance.now() - begun > BUSY_MS) break;
+    }
+    showInspectedEvents();
+  } finally {
+    restUntil = 2 * performance.now() - begun;
+    due = false;
+    for (const exchange of undrawn) drawSoon(exchange);
+  }
+}
+
+function drawExchange(exchange) {
   const view = views.get(exchange);
-  view.reply.setAttribute("aria-busy", String(!whole)); // readers aloud wait for the end
+  const ended = exchange.outcome !== "running";
+  let all = true;
   exchange.output.forEach((item, index) => {
     const shown = (view.shown[index] ??= showItem(view, item, exchange));
     if (shown.done) return;
-    shown.done = whole || item.status !== "in_progress";
-    shown.draw(item, shown.done);
+    const whole = ended || item.status !== "in_progress";
+    const drawn = shown.draw(item, whole);
+    shown.done = whole && drawn;
+    all &&= drawn;
   });
-  if (whole) view.foot.replaceChildren(...footOf(exchange));
+  view.reply.setAttribute("aria-busy", String(!ended || !all)); // readers aloud wait for the end
+  if (ended && all) view.foot.replaceChildren(...footOf(exchange));
   else setText(view.now, waitingFor(exchange));
   if (following) toEnd();
+  if (!all) drawSoon(exchange);
 }
 
 function showItem(view, item, exchange) {
@@ -74,14 +91,16 @@ function showItem(view, item, exchange) {
   return shown;
 }
 
-// Draws what has come since it was last drawn.
+// Returns what draws a bit of what has come since it last did, and tells whether that was all.
 function growing(parent) {
   const renderer = markdown(parent);
   let length = 0;
   return (text, whole) => {
-    if (text.length > length) renderer.add(text.slice(length));
-    length = text.length;
-    if (whole) renderer.end();
+    renderer.add(text.slice(length, length + STEP));
+    length = Math.min(length + STEP, text.length);
+    const all = length === text.length;
+    if (whole && all) renderer.end();
+    return all;
   };
 }
 
@@ -93,14 +112,13 @@ function messageView() {
 
 function reasoningView() {
   const inner = el("div", { className: "prose" });
-  const title = el("span");
+  const title = el("span", {}, "Reasoning…");
   const node = el("details", { className: "reasoning" }, el("summary", {}, title), inner);
   const grow = growing(inner);
   const draw = (item, whole) => {
     const text = itemText(item);
-    const words = whole && text.split(/\s+/).filter(Boolean).length;
-    title.textContent = whole ? `Reasoning, ${NUMBER.format(words)} words` : "Reasoning…";
-    grow(text, whole);
+    if (whole) title.textContent = `Reasoning, ${NUMBER.format(text.split(/\s+/).filter(Boolean).length)} words`;
+    return grow(text, whole);
   };
   return { node, draw };
 }
@@ -115,6 +133,7 @@ function callView(item, exchange) {
     setText(name, call.name);
     setText(body, whole ? pretty(call.arguments) : call.arguments);
     if (whole && call.status === "completed") node.append(resultForm(exchange, call));
+    return true;
   };
   return { node, draw };
 }

@@ -84,6 +84,13 @@ function pageKeys(event) {
   else if (!$("panel").hidden) closePanel();
 }
 
+// Else the end of the connection, which comes of leaving, would be kept as an error.
+function leave() {
+  if (running) end(running.exchange, "stopped");
+  stop();
+  keepConversation();
+}
+
 function connect() {
   $("composer").onsubmit = (event) => {
     event.preventDefault();
@@ -132,7 +139,7 @@ function connect() {
   };
   $("key-later").onclick = () => $("key-dialog").close();
   document.onvisibilitychange = watchVisibility;
-  window.onpagehide = keepConversation;
+  window.onpagehide = leave;
   window.onhashchange = () => takeKeyFromAddress() && useKey(key);
   onUnauthorized = askForKey;
 }

@@ -109,7 +109,9 @@ def test_it_is_one_file(http: httpx2.Client) -> None:
     html = http.get("/", headers=HTML).text
     # Of the addresses in it one is a name of XML's, one an expression.
     assert set(re.findall(r"https?://[\w.]+", html)) == {"http://www.w3.org"}
-    assert not re.search(r"@import|url\(|\bimport\b.*from|\bsrc=\"|innerHTML|outerHTML|insertAdjacent|document\.write", html)
+    assert not re.search(
+        r"@import|url\(|\bimport\b.*from|\bsrc=\"|innerHTML|outerHTML|insertAdjacent|document\.write", html
+    )
     assert not re.search(r"\beval\(|new Function|\son\w+=\"|\sstyle=\"", html)
     assert len(html) < 150_000
 
@@ -138,5 +140,7 @@ def test_foreign_names_do_not_get_it(http: httpx2.Client) -> None:
 
 def test_nothing_is_read_before_somebody_asks() -> None:
     """A server that no browser looks at does not read the page's files."""
-    code = "from lib_mlx.server.web.page import load_page; import lib_mlx.server.app; print(load_page.cache_info().misses)"
+    code = (
+        "from lib_mlx.server.web.page import load_page; import lib_mlx.server.app; print(load_page.cache_info().misses)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "0\n"

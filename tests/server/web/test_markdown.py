@@ -23,7 +23,8 @@ RENDER = """source => {
         renderer.end();
         for (const button of parent.querySelectorAll("button")) button.remove();
         for (const chunk of parent.querySelectorAll(".chunk")) chunk.replaceWith(...chunk.childNodes);
-        for (const node of parent.querySelectorAll("*")) for (const name of ["dir", "class", "title"]) node.removeAttribute(name);
+        for (const node of parent.querySelectorAll("*"))
+            for (const name of ["dir", "class", "title"]) node.removeAttribute(name);
         parent.normalize();
         return parent.innerHTML.replace(/<\\/?(span|figcaption)>/g, "");
     };
@@ -48,16 +49,25 @@ def page(browser: Any) -> Iterator[Any]:
         ("# A *b*\n###### C", "<h3>A <em>b</em></h3><h6>C</h6>"),
         ("#no", "<p>#no</p>"),
         ("---", "<hr>"),
-        ("*a* _b_ **c** __d__ ***e*** ~~f~~", "<p><em>a</em> <em>b</em> <strong>c</strong> <strong>d</strong> <strong><em>e</em></strong> <del>f</del></p>"),
+        (
+            "*a* _b_ **c** ***d*** ~~e~~",
+            "<p><em>a</em> <em>b</em> <strong>c</strong> <strong><em>d</em></strong> <del>e</del></p>",
+        ),
         ("**a *b* c**", "<p><strong>a <em>b</em> c</strong></p>"),
         ("**a *b**", "<p><strong>a *b</strong></p>"),
         ("snake_case_name, 2 * 3 * 4, *open", "<p>snake_case_name, 2 * 3 * 4, *open</p>"),
         (r"\*a\* \`b\` \<", "<p>*a* `b` &lt;</p>"),
         ("`a*b*` ``c`d`` ` e ` `open", "<p><code>a*b*</code> <code>c`d</code> <code>e</code> `open</p>"),
-        ("- a\n- b\n  - c\n- d\n  more", "<div><ul><li><div>a</div></li><li><div>b</div><ul><li><div>c</div></li></ul></li><li><div>d\nmore</div></li></ul></div>"),
+        (
+            "- a\n- b\n  - c\n- d\n  more",
+            "<div><ul><li><div>a</div></li><li><div>b</div><ul><li><div>c</div></li></ul></li><li><div>d\nmore</div></li></ul></div>",
+        ),
         ("3. a\n4) b", '<div><ol start="3"><li><div>a</div></li><li><div>b</div></li></ol></div>'),
         ("> a\n> - b", "<blockquote><p>a</p><div><ul><li><div>b</div></li></ul></div></blockquote>"),
-        ("| a | b |\n|--|:-:|\n| `1` | 2\\|3 |", "<div><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td><code>1</code></td><td>2|3</td></tr></tbody></table></div>"),
+        (
+            "| a | b |\n|--|:-:|\n| `1` | 2\\|3 |",
+            "<div><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td><code>1</code></td><td>2|3</td></tr></tbody></table></div>",
+        ),
         ("```py\nif a:\n  *b*\n```\nc", "<figure>py<pre><code>if a:\n  *b*\n</code></pre></figure><p>c</p>"),
         ("  ~~~\n  a\n    b\n~~~~", "<figure>code<pre><code>a\n  b\n</code></pre></figure>"),
         ("```\na\n``\n~~~\n", "<figure>code<pre><code>a\n``\n~~~\n</code></pre></figure>"),
@@ -133,9 +143,7 @@ def test_it_is_the_same_however_it_is_cut(page: Any) -> None:
         text = "".join(pick.choices(parts, weights, k=pick.randint(1, 40)))
         cuts = sorted(pick.sample(range(len(text) + 1), pick.randint(0, min(len(text), 12))))
         cases.append([text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)])
-    different = page.evaluate(
-        "cases => cases.filter((pieces) => render(pieces) !== render([pieces.join('')]))", cases
-    )
+    different = page.evaluate("cases => cases.filter((pieces) => render(pieces) !== render([pieces.join('')]))", cases)
     assert different == []
 
 
