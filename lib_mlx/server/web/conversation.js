@@ -5,9 +5,10 @@ const KEPT_CHARACTERS = 2_000_000; // browsers keep about five million for each 
 const KEPT_EXCHANGES = 200;
 const TRACED = 10; // requests that the inspector remembers
 const TRACED_EVENTS = 4_000;
+const SETTLED_MS = 300; // until the server has done with a request that was stopped
 
-// Exchanges: { text, files, results, model, output, outcome, error, usage, times }. `results` are those of tools, in the
-// place of a text. `outcome` is running, completed, incomplete, stopped or failed.
+// Exchanges: { text, files, results, model, output, outcome, error, usage, times }. `results` are those of tools, in
+// the place of a text. `outcome` is running, completed, incomplete, stopped or failed.
 let exchanges = [];
 let cleared = null;
 let running = null; // { exchange, abort }
@@ -27,15 +28,16 @@ function keepConversation() {
 }
 
 function loadConversation() {
+  following = false; // until all are there
   try {
     exchanges = JSON.parse(stored("localStorage", CONVERSATION)) ?? [];
+    for (const exchange of exchanges) {
+      if (exchange.outcome === "running") exchange.outcome = "stopped"; // the page was left
+      showExchange(exchange);
+    }
   } catch {
-    exchanges = [];
-  }
-  following = false; // until all are there
-  for (const exchange of exchanges) {
-    if (exchange.outcome === "running") exchange.outcome = "stopped"; // the page was left
-    showExchange(exchange);
+    exchanges = []; // somebody else wrote it, or another version of this page
+    $("exchanges").replaceChildren();
   }
   showEmpty();
   toEnd();
@@ -53,7 +55,7 @@ function clearConversation() {
 }
 
 function undoClear() {
-  exchanges = [...cleared, ...exchanges];
+  exchanges = cleared;
   cleared = null;
   $("exchanges").replaceChildren();
   exchanges.forEach(showExchange);
@@ -175,7 +177,8 @@ async function answer(exchange, request) {
     if (exchange.outcome === "running") throw brokenOff();
   } catch (error) {
     if (exchange.outcome === "running") end(exchange, abort.signal.aborted ? "stopped" : "failed", error);
-    if (error.status) trace.response = { status: error.status, headers: [["x-request-id", error.requestId]], body: error.body };
+    const { status, requestId, body: text } = error;
+    if (status) trace.response = { status, headers: [["x-request-id", requestId]], body: text };
   }
   settle(exchange, trace);
 }
@@ -208,7 +211,7 @@ function settle(exchange, trace) {
   }
   showInspectedEvents();
   showRunning();
-  void refresh();
+  setTimeout(refresh, SETTLED_MS);
 }
 
 function takeEvent(exchange, trace, data) {
@@ -267,17 +270,18 @@ function fold(exchange, event) {
 const MEDIA = /^(image|audio)\//;
 
 async function attach(files) {
+  const refused = [];
   for (const file of files) {
     const kind = MEDIA.exec(file.type)?.[1];
-    if (kind === undefined) {
-      say(`${file.name} is neither an image nor a sound`);
+    const data = kind && (await base64(file).catch(() => null));
+    if (!data) {
+      refused.push(file.name);
       continue;
     }
-    const data = await base64(file);
     const url = kind === "image" ? URL.createObjectURL(file) : undefined;
     attached.push({ kind, name: file.name || kind, type: file.type, size: file.size, data, url });
   }
-  showAttached();
+  showAttached(refused);
 }
 
 function base64(file) {
@@ -289,7 +293,7 @@ function base64(file) {
   });
 }
 
-function showAttached() {
+function showAttached(refused = []) {
   const chips = attached.map((file) => {
     const remove = button("Remove", () => {
       attached = attached.filter((other) => other !== file);
@@ -299,12 +303,14 @@ function showAttached() {
     remove.setAttribute("aria-label", `Remove ${file.name}`);
     return el("li", {}, fileChip(file), remove);
   });
+  const why = `${refused.join(", ")}: neither an image nor a sound that can be read.`;
+  if (refused.length) chips.push(el("li", { className: "invalid", role: "alert" }, why));
   $("attachments").replaceChildren(...chips);
-  $("attachments").hidden = !attached.length;
+  $("attachments").hidden = !chips.length;
 }
 
 function fileChip({ kind, name, size, data, url }) {
   const picture = url && el("img", { src: url, alt: "" });
-  const gone = data ? "" : ", no longer kept";
-  return el("span", { className: "file" }, picture, el("span", {}, name), el("small", {}, `${kind}, ${bytes(size)}${gone}`));
+  const facts = `${kind}, ${bytes(size)}${data ? "" : ", no longer kept"}`;
+  return el("span", { className: "file" }, picture, el("span", {}, name), el("small", {}, facts));
 }

@@ -142,7 +142,8 @@ function callView(item, exchange) {
 function resultForm(exchange, call) {
   const field = el("textarea", { rows: 1, placeholder: "What the tool gives back" });
   field.setAttribute("aria-label", `Result of ${call.name}`);
-  const form = el("form", { className: "result last-only" }, field, el("button", { type: "submit", className: "small" }, "Send result"));
+  const send = el("button", { type: "submit", className: "small" }, "Send result");
+  const form = el("form", { className: "result last-only" }, field, send);
   form.onsubmit = (event) => {
     event.preventDefault();
     const given = [...views.get(exchange).root.querySelectorAll(".result textarea")];
@@ -166,9 +167,8 @@ function waitingFor(exchange) {
 
 function footOf(exchange) {
   const parts = [];
-  if (exchange.outcome === "stopped") parts.push(el("p", { className: "note" }, "Stopped."));
-  if (exchange.outcome === "incomplete") parts.push(el("p", { className: "note" }, incompleteness(exchange)));
-  if (exchange.outcome === "completed" && !outputOf(exchange).length) parts.push(el("p", { className: "note" }, "The model said nothing."));
+  const note = noteOn(exchange);
+  if (note) parts.push(el("p", { className: "note" }, note));
   if (exchange.error) parts.push(errorView(exchange));
   const text = exchange.output.filter((item) => item.type === "message").map(itemText).join("\n\n");
   const tools = el("span", { className: "tools" });
@@ -181,18 +181,23 @@ function footOf(exchange) {
   return parts;
 }
 
-function incompleteness({ why, usage }) {
-  if (why === "max_output_tokens") return `Cut at ${usage.output_tokens} tokens: the most that were allowed, or the context’s end.`;
-  return `Not complete: ${why ?? "the server does not say why"}.`;
+function noteOn(exchange) {
+  const { outcome, why, usage } = exchange;
+  if (outcome === "stopped") return "Stopped.";
+  if (outcome === "completed") return outputOf(exchange).length ? "" : "The model said nothing.";
+  if (outcome !== "incomplete") return "";
+  if (why !== "max_output_tokens") return `Not complete: ${why ?? "the server does not say why"}.`;
+  return `Cut at ${usage.output_tokens} tokens: the most that were allowed, or the context’s end.`;
 }
 
 function statsOf({ model, usage, times }) {
   const parts = [model];
   if (usage) {
-    const { cached_tokens: cached } = usage.input_tokens_details;
-    const { reasoning_tokens: reasoning } = usage.output_tokens_details;
-    parts.push(`${NUMBER.format(usage.input_tokens)} in${cached ? ` (${NUMBER.format(cached)} cached)` : ""}`);
-    parts.push(`${NUMBER.format(usage.output_tokens)} tokens out${reasoning ? ` (${NUMBER.format(reasoning)} reasoning)` : ""}`);
+    const among = (count, what) => (count ? ` (${NUMBER.format(count)} ${what})` : "");
+    const cached = among(usage.input_tokens_details.cached_tokens, "cached");
+    const reasoning = among(usage.output_tokens_details.reasoning_tokens, "reasoning");
+    parts.push(`${NUMBER.format(usage.input_tokens)} in${cached}`);
+    parts.push(`${NUMBER.format(usage.output_tokens)} tokens out${reasoning}`);
     // What comes all at once says nothing of how fast it was made.
     if (times?.writing > 0.05 && usage.output_tokens > 1) parts.push(speed((usage.output_tokens - 1) / times.writing));
   }
@@ -202,13 +207,26 @@ function statsOf({ model, usage, times }) {
 }
 
 function errorView({ error }) {
-  const facts = { Status: error.status, Code: error.code, Type: error.type, Field: error.param, "Try again after": error.retryAfter && `${error.retryAfter} s`, Request: error.requestId };
+  const { message, hint, code, type, param, status, requestId, retryAfter } = error;
+  const facts = {
+    Status: status,
+    Code: code,
+    Type: type,
+    Field: param,
+    "Try again after": retryAfter && `${retryAfter} s`,
+    Request: requestId,
+  };
   const known = Object.entries(facts).filter(([, value]) => value);
-  const list = el("dl", {}, ...known.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
-  const title = error.status && error.status < 500 ? "The request was refused" : "There is no answer";
-  const text = [title, error.message, error.hint, ...known.map(([name, value]) => `${name}: ${value}`)].filter(Boolean).join("\n");
-  const head = el("div", { className: "head" }, el("strong", {}, title), copyButton("Copy", () => text));
-  return el("section", { className: "error", role: "alert" }, head, el("p", {}, error.message), error.hint && el("p", {}, error.hint), list);
+  const title = status && status < 500 ? "The request was refused" : "The answer failed";
+  const text = [title, message, hint, ...known.map((fact) => fact.join(": "))].filter(Boolean).join("\n");
+  return el(
+    "section",
+    { className: "error", role: "alert" },
+    el("div", { className: "head" }, el("strong", {}, title), copyButton("Copy", () => text)),
+    el("p", {}, message),
+    hint && el("p", {}, hint),
+    el("dl", {}, ...known.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))])),
+  );
 }
 
 // The end of the conversation is followed until somebody scrolls away from it.

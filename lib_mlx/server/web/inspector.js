@@ -21,8 +21,8 @@ function showInspected(exchange) {
   const trace = exchange && traces.get(exchange);
   eventsWanted = SHOWN_EVENTS;
   if (!trace) {
-    const why = exchange ? "The inspector remembers the last requests, until the page is left." : "Nothing was sent yet.";
-    $("inspected").replaceChildren(el("p", { className: "hint" }, why));
+    const forgotten = "The inspector remembers the last requests, until the page is left.";
+    $("inspected").replaceChildren(el("p", { className: "hint" }, exchange ? forgotten : "Nothing was sent yet."));
     return;
   }
   $("inspected").replaceChildren(
@@ -59,17 +59,21 @@ function showInspectedEvents() {
   const trace = inspected && traces.get(inspected);
   if (!trace || $("panel-inspector").hidden) return;
   const { response } = trace;
-  const id = response?.headers.find(([name]) => name === "x-request-id")?.[1];
-  const head = response && [`HTTP ${response.status}`, response.at && `after ${response.at.toFixed(0)} ms`, id].filter(Boolean).join(" · ");
   if (response?.body && !$("inspected-body").textContent) setText($("inspected-body"), pretty(response.body));
   $("inspected-body").hidden = !response?.body;
-  $("inspected-status").textContent = head ?? (inspected.outcome === "running" ? "waiting" : "none");
+  const none = inspected.outcome === "running" ? "waiting" : "none";
+  $("inspected-status").textContent = response ? headOf(response) : none;
   const list = $("inspected-events");
   for (const event of trace.events.slice(list.childElementCount, eventsWanted)) list.append(eventRow(event));
   const rest = trace.events.length - list.childElementCount;
-  const lost = `${NUMBER.format(trace.dropped)} deltas beyond the first ${NUMBER.format(TRACED_EVENTS)} events were not kept. `;
-  $("inspected-rest").textContent = (trace.dropped ? lost : "") + (rest ? `${NUMBER.format(rest)} further events.` : "");
+  const lost = trace.dropped ? `${NUMBER.format(trace.dropped)} deltas were too many to be kept. ` : "";
+  $("inspected-rest").textContent = lost + (rest ? `${NUMBER.format(rest)} further events.` : "");
   $("inspected-more").hidden = !rest;
+}
+
+function headOf({ status, headers, at }) {
+  const id = headers.find(([name]) => name === "x-request-id")?.[1];
+  return [`HTTP ${status}`, at && `after ${at.toFixed(0)} ms`, id].filter(Boolean).join(" · ");
 }
 
 function showMoreEvents() {
@@ -79,7 +83,13 @@ function showMoreEvents() {
 
 function eventRow({ at, type, data }) {
   const peek = /"delta":"((?:[^"\\]|\\.){0,40})/.exec(data)?.[1] ?? "";
-  const summary = el("summary", {}, el("time", {}, `${at.toFixed(0)} ms`), el("span", {}, type.replace(/^response\./, "")), el("span", { className: "peek" }, peek));
+  const summary = el(
+    "summary",
+    {},
+    el("time", {}, `${at.toFixed(0)} ms`),
+    el("span", {}, type.replace(/^response\./, "")),
+    el("span", { className: "peek" }, peek),
+  );
   const node = el("details", {}, summary);
   node.ontoggle = () => {
     if (node.open && node.childElementCount === 1) node.append(el("pre", { tabIndex: 0 }, pretty(data)));

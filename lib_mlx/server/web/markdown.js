@@ -24,15 +24,23 @@ function el(tag, properties = {}, ...children) {
   return node;
 }
 
+function numbered(control) {
+  return `U+${control.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+}
+
+// For where there can be text alone.
+function visible(text) {
+  return text.replace(CONTROLS, numbered);
+}
+
 function appendText(parent, text) {
   let from = 0;
   for (const { 0: control, index } of text.matchAll(CONTROLS)) {
     if (index > from) parent.append(text.slice(from, index));
-    const number = `U+${control.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
     const shown = document.createElement("span");
     shown.className = "control";
     shown.title = "A character that is not to be seen";
-    shown.textContent = number;
+    shown.textContent = numbered(control);
     parent.append(shown);
     from = index + 1;
   }

@@ -52,7 +52,8 @@ let locked = false;
 function askForKey() {
   locked = true;
   if ($("key-dialog").open) return;
-  $("key-reason").textContent = key ? "The key that this page has is not the server’s." : "Whoever started the server has been told its key.";
+  const none = "Whoever started the server has been told its key.";
+  $("key-reason").textContent = key ? "The key that this page has is not the server’s." : none;
   $("key").value = "";
   $("key-dialog").showModal();
 }

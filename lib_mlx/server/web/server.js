@@ -12,8 +12,7 @@ async function refresh() {
   clearTimeout(timer);
   if (document.hidden) return;
   try {
-    const health = await fetch("/health", { cache: "no-store", credentials: "omit" }).catch((error) => { throw unreachable(error); });
-    const { status: state } = await health.json();
+    const state = await health();
     if (!locked) {
       status = await (await call("/v1/status")).json();
       status.models.forEach(learn);
@@ -28,8 +27,19 @@ async function refresh() {
   timer = setTimeout(refresh, POLL_MS);
 }
 
+// Needs no key, and is a 503 with a body while the server takes no requests.
+async function health() {
+  let response;
+  try {
+    response = await fetch("/health", { cache: "no-store", credentials: "omit" });
+  } catch (error) {
+    throw unreachable(error);
+  }
+  return (await response.json()).status;
+}
+
 function showHealth(state, error) {
-  document.documentElement.dataset.health = state === "ok" ? "ok" : state === "suspended" || state === "locked" ? "waiting" : "bad";
+  document.documentElement.dataset.health = { ok: "ok", suspended: "waiting", locked: "waiting" }[state] ?? "bad";
   const busy = status?.queue.in_flight ? `${status.queue.in_flight} in flight` : "ready";
   $("health-text").textContent = state === "ok" ? busy : state === "locked" ? "needs a key" : state;
   $("offline").hidden = error?.code !== "unreachable";
@@ -40,7 +50,8 @@ function showHealth(state, error) {
 // By model: how many tokens came in a second of writing, over all answers so far.
 function speedsIn(text) {
   const sums = new Map();
-  const line = /^gen_ai_server_time_per_output_token_seconds_(sum|count)\{gen_ai_request_model="((?:[^"\\]|\\.)*)"\} (\S+)$/gm;
+  const metric = "gen_ai_server_time_per_output_token_seconds";
+  const line = new RegExp(`^${metric}_(sum|count){gen_ai_request_model="((?:[^"\\\\]|\\\\.)*)"} (\\S+)$`, "gm");
   for (const [, which, name, value] of text.matchAll(line)) {
     const id = JSON.parse(`"${name}"`);
     sums.set(id, { ...sums.get(id), [which]: Number(value) });
@@ -49,23 +60,21 @@ function speedsIn(text) {
 }
 
 function showServer(state) {
-  const { memory, queue, cache, uptime_s: uptime, pid } = status ?? {};
-  const facts = [
-    ["Health", state],
-    ["Host", location.hostname],
-    ["Port", location.port || "80"],
-    ...(status
-      ? [
-          ["Queue", `${queue.in_flight - queue.waiting} running, ${queue.waiting} waiting, of ${queue.limit}`],
-          ["Memory", `${bytes(memory.resident_bytes)} used, ${bytes(memory.available_bytes)} free${memory.limit_bytes ? `, limit ${bytes(memory.limit_bytes)}` : ""}`],
-          ["Prompt cache", cache.hit_rate === null ? "not used yet" : `${Math.round(cache.hit_rate * 100)} % of all prompts`],
-          ["Up for", seconds(uptime)],
-          ["Process", String(pid)],
-        ]
-      : []),
-  ];
-  $("facts").replaceChildren(...facts.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  const facts = { Health: state, Host: location.hostname, Port: location.port || "80", ...(status && factsOf(status)) };
+  const rows = Object.entries(facts).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]);
+  $("facts").replaceChildren(...rows);
   for (const model of models.values()) showModelCard(model);
+}
+
+function factsOf({ memory, queue, cache, uptime_s: uptime, pid }) {
+  const limit = memory.limit_bytes ? `, limit ${bytes(memory.limit_bytes)}` : "";
+  return {
+    Queue: `${queue.in_flight - queue.waiting} running, ${queue.waiting} waiting, of ${queue.limit}`,
+    Memory: `${bytes(memory.resident_bytes)} used, ${bytes(memory.available_bytes)} free${limit}`,
+    "Prompt cache": cache.hit_rate === null ? "not used yet" : `${Math.round(cache.hit_rate * 100)} % of all prompts`,
+    "Up for": seconds(uptime),
+    Process: String(pid),
+  };
 }
 
 // Models
@@ -93,7 +102,8 @@ function showModelOption(model) {
     if (model.id === settings.model) select.value = model.id;
   }
   const state = { ready: "", available: " (not loaded)" }[model.status] ?? ` (${model.status})`;
-  if (option.textContent !== model.id + state) option.textContent = model.id + state;
+  const text = visible(model.id + state);
+  if (option.textContent !== text) option.textContent = text; // an open list closes when it changes
   showProgress();
 }
 
@@ -101,7 +111,7 @@ function showProgress() {
   const model = models.get($("model").value);
   $("model-progress").hidden = model?.status !== "loading";
   $("model-progress").value = model?.progress ?? 0;
-  $("model").title = model ? [model.id, model.status, model.stage].filter(Boolean).join(", ") : "";
+  $("model").title = model ? visible([model.id, model.status, model.stage].filter(Boolean).join(", ")) : "";
 }
 
 function showModelCard(model) {
@@ -120,14 +130,18 @@ function showModelCard(model) {
     model.expires_in_s !== null && `unloaded in ${seconds(model.expires_in_s)}`,
   ].filter(Boolean);
   const [top, bottom] = card.children;
-  top.replaceChildren(el("div", { className: "head" }, el("strong", {}, model.id), el("span", { className: `badge ${model.status}` }, model.status)));
+  const badge = el("span", { className: `badge ${model.status}` }, model.status);
+  top.replaceChildren(el("div", { className: "head" }, el("strong", {}, model.id), badge));
   if (facts.length) top.append(el("p", { className: "hint" }, facts.join(" · ")));
   if (model.status === "loading") {
     const bar = el("progress", { max: 1, value: model.progress });
     bar.setAttribute("aria-label", `Loading ${model.id}`);
     top.append(bar, el("p", { className: "hint" }, `${Math.round(model.progress * 100)} % ${model.stage}`));
   }
-  if (model.error) top.append(el("p", { className: "invalid" }, `${model.error.message} ${model.error.hint} (${model.error.code})`));
+  if (model.error) {
+    const { message, hint, code } = model.error;
+    top.append(el("p", { className: "invalid" }, `${message} ${hint} (${code})`));
+  }
   // Buttons stay the same while their sense does: one that has the focus must not be taken away.
   const action = { available: "Load", failed: "Load", ready: "Unload", loading: "Cancel" }[model.status];
   if (bottom.textContent === (action ?? "")) return;
@@ -139,7 +153,7 @@ async function changeModel(id, action) {
   const card = [...$("models").children].find((other) => other.dataset.id === id);
   card.querySelector(".problem")?.remove();
   try {
-    if (action === "Load") learn(await (await call(`${path}/load`, { method: "POST", body: '{"wait": false}' })).json());
+    if (action === "Load") await call(`${path}/load`, { method: "POST", body: '{"wait": false}' });
     else await call(path, { method: "DELETE" });
     await refresh();
   } catch (error) {

@@ -6,7 +6,7 @@ let settings = {}; // the form's fields as text, and the model
 
 function loadSettings() {
   try {
-    settings = JSON.parse(stored("localStorage", SETTINGS)) ?? {};
+    settings = { ...JSON.parse(stored("localStorage", SETTINGS)) };
   } catch {
     settings = {};
   }

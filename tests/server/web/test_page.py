@@ -279,7 +279,8 @@ def test_attachments(page: Any) -> None:
     )
     page.wait_for_selector("#attachments img")
     until(page, "document.querySelector('#attachments img').naturalWidth === 1")
-    assert page.locator("#attachments li").count() == 2
+    assert page.locator("#attachments .file").count() == 2
+    assert page.inner_text("#attachments .invalid").startswith("notes.pdf: neither an image nor a sound")
     exchange = ask(page, "What is this?")
     image, sound, text = requests[0]["input"][0]["content"]
     assert (image["type"], image["image_url"][:22]) == ("input_image", "data:image/png;base64,")
@@ -515,6 +516,18 @@ def test_only_so_much_is_kept(page: Any) -> None:
     kept = json.loads(page.evaluate("localStorage.getItem('lib_mlx.conversation')") or "[]")
     assert len(kept) <= 200
     assert kept[-1]["text"] == "hello"
+
+
+@pytest.mark.parametrize("kept", ["", "{", "5", "{}", "[5]", '[{"output": 1}]', "null"])
+def test_what_it_did_not_write(page: Any, kept: str) -> None:
+    """A storage with something else in it is none."""
+    page.evaluate(
+        "kept => ['conversation', 'settings'].map((name) => { localStorage[`lib_mlx.${name}`] = kept; })", kept
+    )
+    page.evaluate("window.onpagehide = null")
+    page.reload()
+    assert page.locator(".exchange").count() == 0
+    assert ask(page, "hello").locator(".items").inner_text() == SCRIPTS["hello"].text()
 
 
 def test_without_storage(open_page: Callable[..., Any], served: lib_mlx.Server) -> None:
