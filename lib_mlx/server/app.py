@@ -18,6 +18,7 @@ from lib_mlx.server.ollama import endpoints as ollama
 from lib_mlx.server.openai import endpoints as openai
 from lib_mlx.server.request_id import RequestIdMiddleware
 from lib_mlx.server.security import KeyMiddleware, SecurityMiddleware, listed_origins
+from lib_mlx.server.web import page
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -30,7 +31,14 @@ if TYPE_CHECKING:
 def create_app(state: ServerState) -> Starlette:
     """Return the application; it is bound to the event loop it first runs on."""
     app = Starlette(
-        routes=[*management.routes(), *anthropic.routes(), *openai.routes(), *ollama.routes(), *openapi.routes()],
+        routes=[
+            *page.routes(),
+            *management.routes(),
+            *anthropic.routes(),
+            *openai.routes(),
+            *ollama.routes(),
+            *openapi.routes(),
+        ],
         middleware=_middleware(state.config),
         exception_handlers={LibMlxError: _known_error, HTTPException: _http_error},
     )

@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from lib_mlx.errors import ForbiddenHost, ForbiddenOrigin, LibMlxError, Unauthorized
 from lib_mlx.server.dialects import error_response
+from lib_mlx.server.web.page import is_page
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
@@ -78,7 +79,8 @@ class KeyMiddleware:
         """Serve one request."""
         if scope["type"] == "http" and scope["path"] not in _OPEN:
             request = Request(scope)
-            if not hmac.compare_digest(_given_key(request.headers), self._key):
+            asked = not is_page(request.method, scope["path"], request.headers)  # it asks for the key itself
+            if asked and not hmac.compare_digest(_given_key(request.headers), self._key):
                 error = Unauthorized(
                     "The API key is missing or wrong.", hint="Send Authorization: Bearer KEY, or x-api-key: KEY."
                 )

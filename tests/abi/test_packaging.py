@@ -151,6 +151,8 @@ def test_a_wheels_files(library: Path, wheel: Path) -> None:
         "share/cmake/lib_mlx/lib_mlxConfig.cmake",
     }
     assert {f"lib_mlx/{library.name}", backend, "lib_mlx/abi.py", *(f"lib_mlx/{text}" for text in texts)} <= names
+    page = {str(path.relative_to(ROOT)) for path in (ROOT / "lib_mlx/server/web").iterdir() if path.is_file()}
+    assert page <= names
     assert [name for name in names if name.startswith("lib_mlx/_backend")] == [backend]
     assert ("lib_mlx/_cpu.so" in names) == build_ffi.HAS_CPU
 

@@ -114,9 +114,8 @@ def _show(registry: Registry, name: str) -> dict[str, Any]:
     }
 
 
-@described(answers=("text/plain",))
 async def greet(_request: Request) -> Response:
-    """`GET /`: what Ollama's clients ask for, its command line too, to know that somebody is there."""
+    """`GET /` for all but browsers: what Ollama's clients look for, its command line too, to know that it is there."""
     return PlainTextResponse("Ollama is running")
 
 
@@ -160,7 +159,6 @@ def _digest(entry: ModelEntry, facts: ModelFacts) -> str:
 def routes() -> list[Route]:
     """Return the routes."""
     return [
-        Route("/", greet, methods=["GET"]),
         Route("/api/tags", tags, methods=["GET"]),
         Route("/api/ps", ps, methods=["GET"]),
         Route("/api/show", show, methods=["POST"]),
