@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import mmap
 import sys
-import threading
 
 _BLOCK = 1 << 20
 _HEAP_BYTES = 256 << 20
-_HEIRS = 4
-_MEET_S = 1.0
 
 
 def release() -> None:
@@ -29,32 +25,7 @@ def release() -> None:
         libc = ctypes.CDLL(None)
         if hasattr(libc, "malloc_trim"):  # glibc; musl keeps no freed pages
             libc.malloc_trim(0)
-            _declare(libc)
             _drop_heap_top(libc)
-            _drop_ended_heap_tops(libc)
-
-
-def _declare(libc: ctypes.CDLL) -> None:
-    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-    libc.free.argtypes = [ctypes.c_void_p]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-
-
-def _drop_ended_heap_tops(libc: ctypes.CDLL) -> None:
-    """The same for heaps of threads that have ended, such as a load's: new threads get those, several at once."""
-    together = threading.Barrier(_HEIRS)
-
-    def inherit() -> None:
-        with contextlib.suppress(threading.BrokenBarrierError):
-            together.wait(_MEET_S)  # each has a heap of its own by now
-        _drop_heap_top(libc)
-
-    heirs = [threading.Thread(target=inherit, name="lib_mlx-heap", daemon=True) for _ in range(_HEIRS)]
-    with contextlib.suppress(RuntimeError):  # no more threads, or no more Python
-        for heir in heirs:
-            heir.start()
-        for heir in heirs:
-            heir.join()
 
 
 def _drop_heap_top(libc: ctypes.CDLL) -> None:
@@ -62,6 +33,9 @@ def _drop_heap_top(libc: ctypes.CDLL) -> None:
 
     Blocks that use up the heap's free places and then its end lose their pages, and are freed again.
     """
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     page = mmap.PAGESIZE
     blocks: list[int] = []
     for _ in range(_HEAP_BYTES // _BLOCK):
