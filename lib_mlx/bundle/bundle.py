@@ -62,7 +62,7 @@ def create(
     vision: bool = False,
     progress: Callable[[str], None] = lambda _stage: None,
 ) -> Bundle:
-    """Make a bundle at `path`, which must not exist or be empty. Blocks for a minute; all or nothing, at Ctrl-C too.
+    """Make a bundle at `path`, which must not exist or be empty. Blocks for seconds; all or nothing, at Ctrl-C too.
 
     Args:
         path: the folder to make.

@@ -38,14 +38,15 @@ class RequestIdMiddleware:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                log.debug(
-                    "%s: %s %s %d after %.0f ms",
-                    request_id,
-                    scope["method"],
-                    scope["raw_path"].decode("ascii", "backslashreplace"),  # as it was sent: without line breaks
-                    message["status"],
-                    (time.monotonic() - begun) * 1000,
-                )
+                if log.isEnabledFor(logging.DEBUG):
+                    log.debug(
+                        "%s: %s %s %d after %.0f ms",
+                        request_id,
+                        scope["method"],
+                        scope["raw_path"].decode("ascii", "backslashreplace"),  # as it was sent: without line breaks
+                        message["status"],
+                        (time.monotonic() - begun) * 1000,
+                    )
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
                 headers["Request-Id"] = request_id  # where Anthropic's clients look
