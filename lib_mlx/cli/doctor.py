@@ -117,8 +117,9 @@ def _memory() -> Iterator[Finding]:
 
 def _disk() -> Iterator[Finding]:
     from lib_mlx.models import store
+    from lib_mlx.models.folders import data_dir
 
-    folder = store.data_dir()
+    folder = data_dir()
     there = folder
     while not there.exists():
         there = there.parent

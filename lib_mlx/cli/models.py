@@ -83,18 +83,25 @@ def import_model(
 
 def rm(name: Annotated[str, typer.Argument(metavar="MODEL", help="A name of `lib-mlx list`, of the store's.")]) -> None:
     """Remove a model from the store, with the files that no other one has."""
-    from lib_mlx.models import store
+    from lib_mlx.models import content
 
-    typer.echo(f"{name} is removed: {store.remove(name) / 1e6:.1f} MB are free again.")
+    typer.echo(f"{name} is removed: {content.remove(name) / 1e6:.1f} MB are free again.")
 
 
 def verify() -> None:
-    """Read every file of the store and compare it with its sum; the exit code is 1 if one is damaged."""
-    from lib_mlx.models import content
+    """Read every file of the store and the Hugging Face cache and compare it with its sum.
 
-    faults = content.verify(lambda name: typer.echo(name, err=True))
+    The exit code is 1 if one is damaged.
+    """
+    from lib_mlx.models import content, hub
+
+    faults = [*content.verify(_tell), *hub.verify_cache(_tell)]
     for fault in faults:
         typer.echo(fault)
     if faults:
         raise typer.Exit(1)
-    typer.echo("The store is whole.")
+    typer.echo("Every file is as it was stored.")
+
+
+def _tell(name: str) -> None:
+    typer.echo(name, err=True)

@@ -1,9 +1,10 @@
-"""The content-addressed part of the store: what was imported, each file once, whatever models it belongs to.
+"""The store: models that were pulled, converted or imported; each file once, whatever models it belongs to.
 
 ```
 blobs/sha256-…              files, by what is in them
 manifests/NAME/REVISION.json    a model: its files' names, sums and sizes; the truth
 views/…                     a manifest as a directory, of hard links to blobs; made when it is missing
+staging/…                   models that are being made
 ```
 
 A manifest is written last and removed first: whatever crashes in between leaves blobs and views that nobody refers to,
@@ -24,14 +25,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
-
 from lib_mlx.errors import CorruptModel, InvalidArgument, ModelNotFound
-from lib_mlx.models import store
 from lib_mlx.models.disk import room_on
+from lib_mlx.models.folders import data_dir, is_complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import filelock
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}(/[A-Za-z0-9][A-Za-z0-9._-]{0,200})?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}")
@@ -68,17 +69,17 @@ class Manifest:
 
 def blobs_dir() -> Path:
     """Return the folder of files."""
-    return store.data_dir() / "blobs"
+    return data_dir() / "blobs"
 
 
 def manifests_dir() -> Path:
     """Return the folder of models."""
-    return store.data_dir() / "manifests"
+    return data_dir() / "manifests"
 
 
 def views_dir() -> Path:
     """Return the folder of models' directories."""
-    return store.data_dir() / "views"
+    return data_dir() / "views"
 
 
 def import_model(
@@ -86,30 +87,33 @@ def import_model(
     name: str,
     *,
     revision: str = MAIN,
+    own: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Path:
     """Take the model directory `source` into the store as `name`; returns its directory there. Blocks.
 
     Files are cloned or hard-linked where the file system can, else copied; what is there already is not taken again.
+    With `own` the directory is ours, in the data folder: its files are moved.
 
     Raises:
         InvalidArgument: that is no name, or no complete model directory.
         DiskFull: there is no room for it; nothing stays.
     """
     _check_name(name, revision)
-    if not store.is_complete(source):
+    if not is_complete(source):
         raise InvalidArgument(
             f"{source} is no complete model directory.",
             hint="It needs config.json, a tokenizer and every safetensors file.",
         )
     files = [path for path in sorted(source.rglob("*")) if path.is_file()]
     total, done = sum(path.stat().st_size for path in files), 0
-    with room_on(store.data_dir()), _locked():
+    with room_on(data_dir()), _locked():
         entries: dict[str, Blob] = {}
         for path in files:
             before = done
-            entries[str(path.relative_to(source))] = _take(path, partial(_report, progress, before, total))
-            done += path.stat().st_size
+            blob = _take(path, own=own, progress=partial(_report, progress, before, total))
+            entries[str(path.relative_to(source))] = blob
+            done += blob.size
         manifest = Manifest(name, revision, entries)
         _write(_manifest_path(name, revision), _encode(manifest))
         _sweep()
@@ -118,6 +122,45 @@ def import_model(
 
 def _report(progress: Callable[[int, int], None], before: int, total: int, read: int) -> None:
     progress(before + read, total)
+
+
+@contextlib.contextmanager
+def staging() -> Iterator[Path]:
+    """Give a directory in the data folder to make a model in; it and what is left in it go at the end.
+
+    Its lock tells it from those of killed processes, which the next change of the store removes.
+    """
+    import filelock
+
+    with _locked():
+        _staging_dir().mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(dir=_staging_dir()))
+        lock = filelock.FileLock(_lock_path(staged))
+        lock.acquire()
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+        lock.release()
+        _lock_path(staged).unlink(missing_ok=True)
+
+
+def _sweep_staging() -> None:
+    import filelock
+
+    for staged in _entries(_staging_dir()):
+        if staged.is_dir():
+            with contextlib.suppress(filelock.Timeout), filelock.FileLock(_lock_path(staged), timeout=0):
+                shutil.rmtree(staged, ignore_errors=True)
+                _lock_path(staged).unlink(missing_ok=True)
+
+
+def _staging_dir() -> Path:
+    return data_dir() / "staging"
+
+
+def _lock_path(staged: Path) -> Path:
+    return staged.with_name(f"{staged.name}.lock")
 
 
 def find(name: str, revision: str | None = None) -> Path | None:
@@ -201,13 +244,16 @@ def _fault(blob: Blob) -> str:
 # Files
 
 
-def _take(path: Path, progress: Callable[[int], None]) -> Blob:
+def _take(path: Path, *, own: bool, progress: Callable[[int], None]) -> Blob:
     """Have a file among the blobs."""
     digest = _sum(path, progress)
     blob, target = Blob(digest, path.stat().st_size), _blob_path(digest)
     if target.is_file() and target.stat().st_size == blob.size:
         return blob
     target.parent.mkdir(parents=True, exist_ok=True)
+    if own:
+        path.replace(target)
+        return blob
     staged = _staged(target.parent)
     try:
         _duplicate(path, staged)
@@ -257,6 +303,7 @@ def _sum(path: Path, progress: Callable[[int], None] = lambda _read: None) -> st
 
 def _sweep() -> int:
     """Remove blobs and views that no manifest refers to, and what was never finished; returns their bytes."""
+    _sweep_staging()
     kept = list(manifests())
     views = {_view_path(manifest).name for manifest in kept}
     blobs = {_blob_path(blob.sha256).name for manifest in kept for blob in manifest.files.values()}
@@ -340,6 +387,8 @@ def _staged(folder: Path) -> Path:
 
 
 def _locked() -> filelock.BaseFileLock:
-    folder = store.data_dir() / "locks"
+    import filelock
+
+    folder = data_dir() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(folder / ".content.lock")

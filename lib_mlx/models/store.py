@@ -1,6 +1,6 @@
 """Where models live, and finding one by name without any network.
 
-Three places: any directory or `.gguf` file by its path; lib_mlx's own store, `models/NAME` under the data folder
+Three places: any directory or `.gguf` file by its path; lib_mlx's own store (`models.content`) under the data folder
 (`LIB_MLX_DATA_DIR`, else the platform's, `~/.local/share/lib-mlx` or `~/Library/Application Support/lib-mlx`);
 and the Hugging Face cache as it is (`HF_HUB_CACHE`, `HF_HOME`).
 """
@@ -8,24 +8,20 @@ and the Hugging Face cache as it is (`HF_HUB_CACHE`, `HF_HOME`).
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import platformdirs
-
 from lib_mlx.errors import ModelNotFound
+from lib_mlx.models import content
 from lib_mlx.models.catalog import CATALOG
 from lib_mlx.models.disk import room_on
+from lib_mlx.models.folders import data_dir, hub_cache, is_complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -38,17 +34,6 @@ class StoredModel:
     bytes: int
     """Of all its files."""
     source: Literal["store", "hub"]
-
-
-def data_dir() -> Path:
-    """Return the folder for lib_mlx's data; it may not exist yet."""
-    override = os.environ.get("LIB_MLX_DATA_DIR")
-    return Path(override) if override else platformdirs.user_data_path("lib-mlx", appauthor=False)
-
-
-def models_dir() -> Path:
-    """Return the store's folder; it may not exist yet."""
-    return data_dir() / "models"
 
 
 def resolve(
@@ -79,7 +64,7 @@ def resolve(
         return path.resolve()
     if path and path.suffix.lower() == ".gguf":
         return _converted(path, converts, progress, cancelled)
-    found = in_store(name) or _imported(name, revision) or in_hub_cache(name, revision)
+    found = content.find(name, revision) or in_hub_cache(name, revision)
     if found is None and (entry := CATALOG.get(name)):
         found = in_hub_cache(entry.repo, revision)
     if found is None:
@@ -94,18 +79,6 @@ def _existing(name: str) -> Path | None:
         return path if name and path.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, a NUL inside, the home of an unknown user
         return None
-
-
-def _imported(name: str, revision: str | None) -> Path | None:
-    from lib_mlx.models import content
-
-    return content.find(name, revision)
-
-
-def in_store(name: str) -> Path | None:
-    """Return the directory of the store's model `name`, None if there is none."""
-    path = models_dir() / name
-    return path if _NAME.fullmatch(name) and is_complete(path) else None
 
 
 def in_hub_cache(repo: str, revision: str | None = None) -> Path | None:
@@ -124,66 +97,15 @@ def in_hub_cache(repo: str, revision: str | None = None) -> Path | None:
     return path if commit and is_complete(path) else None
 
 
-def hub_cache() -> Path:
-    """Return the Hugging Face cache's folder, as huggingface_hub documents it."""
-    if cache := os.environ.get("HF_HUB_CACHE"):
-        return Path(cache).expanduser()
-    if home := os.environ.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "huggingface" / "hub"
-
-
-def is_complete(path: Path) -> bool:
-    """Tell whether `path` is a model directory with a config, a tokenizer and every weight file it names."""
-    try:
-        if not (path / "config.json").is_file():
-            return False
-        if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-            return False
-        index = path / "model.safetensors.index.json"
-        if not index.is_file():
-            return any(file.is_file() for file in path.glob("model*.safetensors"))
-        files = set(json.loads(index.read_bytes())["weight_map"].values())
-        return all((path / file).is_file() for file in files)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return False
-
-
-def remove(name: str) -> int:
-    """Remove a model of the store; returns how many bytes that gave back. The Hugging Face cache is not touched.
-
-    Raises:
-        ModelNotFound: the store has none of that name.
-    """
-    from lib_mlx.models import content
-
-    path = in_store(name)
-    if path is None:
-        return content.remove(name)
-    freed = _size(path)
-    going = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.rename(going)  # it is whole or not there
-    shutil.rmtree(going)
-    return freed
-
-
 def list_models() -> list[StoredModel]:
     """Return the complete models of the store and of the Hugging Face cache, by name."""
-    return sorted([*_stored(), *_listed(), *_cached()], key=lambda model: model.name.lower())
-
-
-def _listed() -> Iterator[StoredModel]:
-    from lib_mlx.models import content
-
-    for manifest in content.manifests():
-        if manifest.revision == content.MAIN and (path := content.find(manifest.name)):
-            yield StoredModel(manifest.name, path, manifest.bytes, "store")
+    return sorted([*_stored(), *_cached()], key=lambda model: model.name.lower())
 
 
 def _stored() -> Iterator[StoredModel]:
-    for path in _folders(models_dir()):
-        if in_store(path.name):
-            yield StoredModel(path.name, path, _size(path), "store")
+    for manifest in content.manifests():
+        if manifest.revision == content.MAIN and (path := content.find(manifest.name)):
+            yield StoredModel(manifest.name, path, manifest.bytes, "store")
 
 
 def _cached() -> Iterator[StoredModel]:
@@ -218,15 +140,15 @@ def _converted(
     identity = f"{source.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", source.stem).strip("-._") or "model"
     name = f"{stem[:100]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    found = in_store(name)
+    found = content.find(name)
     if found is None and not converts:
         raise ModelNotFound(
             f"{source.name} has not been converted yet.", hint="It is when it is first loaded.", param="model_path"
         )
     if found is not None:
         return found
-    with room_on(models_dir()):
-        return convert_gguf(source, models_dir() / name, progress, cancelled)
+    with room_on(data_dir()), content.staging() as staged:
+        return content.import_model(convert_gguf(source, staged / name, progress, cancelled), name, own=True)
 
 
 def _not_found(name: str) -> ModelNotFound:

@@ -12,7 +12,7 @@ import pytest
 from lib_mlx.cli import main
 from lib_mlx.cli.errors import EXIT_CODES, exit_code
 from lib_mlx.errors import CorruptModel, DownloadFailed, Internal, LibMlxError, ModelNotFound, UnsupportedModel
-from lib_mlx.models import download
+from lib_mlx.models import content, download
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,9 +145,10 @@ def test_list_shows_what_is_there(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert run("list") == 0
     assert "lib-mlx pull smollm2" in capsys.readouterr().err
-    model = tmp_path / "models" / "mine"
-    model.mkdir(parents=True)
+    model = tmp_path / "mine"
+    model.mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (model / name).write_bytes(b"x" * 500_000)
+    path = content.import_model(model, "mine")
     assert run("list") == 0
-    assert capsys.readouterr().out.split() == ["mine", "1.5", "MB", "store", str(model)]
+    assert capsys.readouterr().out.split() == ["mine", "1.5", "MB", "store", str(path)]

@@ -70,16 +70,16 @@ def test_removing_frees_what_nobody_else_has(tmp_path: Path) -> None:
     """Shared files stay as long as a model has them."""
     content.import_model(make(tmp_path / "a"), "a")
     content.import_model(make(tmp_path / "b", config='{"b": 1}'), "b")
-    assert store.remove("a") == 2
+    assert content.remove("a") == 2
     assert (store.resolve("b") / "model.safetensors").read_bytes() == WEIGHTS
     with pytest.raises(ModelNotFound):
         store.resolve("a")
-    assert store.remove("b") > len(WEIGHTS)
+    assert content.remove("b") > len(WEIGHTS)
     assert blobs() == set()
     assert list(content.views_dir().iterdir()) == []
     for name in ("a", "../x", "nothing"):
         with pytest.raises(ModelNotFound):
-            store.remove(name)
+            content.remove(name)
 
 
 def test_a_model_is_replaced(tmp_path: Path) -> None:
@@ -162,6 +162,28 @@ def test_a_crash_leaves_a_clean_store(tmp_path: Path) -> None:
         assert "keep" in names
         assert len(list(content.views_dir().iterdir())) <= len(names)
         assert not [path for path in content.blobs_dir().iterdir() if path.suffix == ".tmp"]
+
+
+def test_what_was_being_made_goes(tmp_path: Path) -> None:
+    """The folder of a model in the making stays as long as its process lives; the next change removes the others'."""
+    with content.staging() as staged:
+        (staged / "half").write_text("x")
+        left = content.data_dir() / "staging" / "killed"
+        left.mkdir()
+        assert content.verify() == []
+        assert (staged / "half").exists()
+        assert not left.exists()
+    assert list((content.data_dir() / "staging").iterdir()) == []
+
+
+def test_a_model_of_our_own_is_moved(tmp_path: Path) -> None:
+    """What was made in the data folder is not copied."""
+    with content.staging() as staged:
+        weights = make(staged / "a") / "model.safetensors"
+        inode = weights.stat().st_ino
+        path = content.import_model(staged / "a", "a", own=True)
+    assert (path / "model.safetensors").stat().st_ino == inode
+    assert content.verify() == []
 
 
 def test_many_at_once(tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parents[2]
 LOAD = """
 import json, sys
 from lib_mlx import abi
-from lib_mlx.models import store
+from lib_mlx.models import content
 from lib_mlx.operations import Operation
 def call(operation, handle=0, **config):
     return json.loads(abi.dispatch(operation, handle, json.dumps(config).encode()))
 full = call(Operation.LOAD_MODEL, model_path=sys.argv[1])
-print(full["error"]["code"], [path.name for path in store.models_dir().iterdir()])
+print(full["error"]["code"], [manifest.name for manifest in content.manifests()])
 print(call(Operation.LOAD_MODEL, model_path=sys.argv[2], prefix_cache_bytes=0)["status"])
 print(call(Operation.SHUTDOWN)["ok"])
 """

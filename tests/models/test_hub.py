@@ -11,6 +11,7 @@ import pytest
 
 from lib_mlx.errors import DownloadFailed, ModelNotFound, UnsupportedModel
 from lib_mlx.models import download, hub, store
+from lib_mlx.models.folders import hub_cache
 from tests.models.web import Site, serve
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def test_a_short_name_comes_from_the_hub_when_it_answers(site: Site) -> None:
     """smollm2 is taken from its repository; the package index is not asked."""
     publish(site, "HuggingFaceTB/SmolLM2-135M-Instruct", FILES)
     path = download.pull("smollm2")
-    assert path.is_relative_to(store.hub_cache())
+    assert path.is_relative_to(hub_cache())
     site.requests.clear()
     assert download.pull("smollm2") == path
     assert site.requests == []
@@ -121,3 +122,21 @@ def test_a_silent_hub_costs_less_than_three_seconds(monkeypatch: pytest.MonkeyPa
         start = time.monotonic()
         assert hub.is_reachable() is False
         assert time.monotonic() - start < 3
+
+
+def test_a_flipped_bit_in_the_cache_is_found(site: Site) -> None:
+    """The check of the cache reads every file, whether Git or Git LFS has named it, and names the damaged ones."""
+    publish(site, "org/name", FILES)
+    path = download.pull("org/name")
+    repos: list[str] = []
+    assert hub.verify_cache(repos.append) == []
+    assert repos == ["org/name"]
+    blob = path.parents[1] / "blobs" / hashlib.sha1(b"blob 4\0text", usedforsecurity=False).hexdigest()
+    blob.write_bytes(b"text")
+    (path / "README.md").symlink_to(blob)
+    assert hub.verify_cache() == []
+    for name in ("model.safetensors", "README.md"):
+        content = bytearray((path / name).read_bytes())
+        content[-1] ^= 1
+        (path / name).write_bytes(content)
+    assert sorted(hub.verify_cache()) == ["org/name: README.md is damaged", "org/name: model.safetensors is damaged"]

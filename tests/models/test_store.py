@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lib_mlx.errors import CorruptModel, ModelNotFound
-from lib_mlx.models import store
+from lib_mlx.models import content, folders, store
 from lib_mlx.models.catalog import CATALOG
+from lib_mlx.models.folders import is_complete
 from tests.models.gguf_files import write_gguf
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def test_a_directory_is_itself(tmp_path: Path) -> None:
 
 def test_a_name_is_found_in_the_store(tmp_path: Path) -> None:
     """A name resolves to the store's directory of that name."""
-    path = make_model(tmp_path / "data" / "models" / "mine")
+    path = content.import_model(make_model(tmp_path / "mine"), "mine")
     assert store.resolve("mine") == path
 
 
@@ -66,7 +67,7 @@ def test_a_short_name_is_found_in_the_hub_cache(tmp_path: Path) -> None:
     """smollm2 resolves to the Hub's repository where that is cached and the store has none."""
     path = make_snapshot(tmp_path / "hub", CATALOG["smollm2"].repo, "c0ffee")
     assert store.resolve("smollm2") == path
-    own = make_model(tmp_path / "data" / "models" / "smollm2")
+    own = content.import_model(make_model(tmp_path / "mine"), "smollm2")
     assert store.resolve("smollm2") == own
 
 
@@ -98,7 +99,7 @@ def test_an_incomplete_snapshot_does_not_count(missing: str, tmp_path: Path) -> 
 )
 def test_an_unknown_name_says_how_to_get_it(name: str, hint: str, tmp_path: Path) -> None:
     """Nothing found is `model_not_found` with the command that helps; a name cannot leave the store."""
-    make_model(tmp_path / "data" / "models" / "mine")
+    content.import_model(make_model(tmp_path / "mine"), "mine")
     with pytest.raises(ModelNotFound) as caught:
         store.resolve(name)
     assert hint in caught.value.hint
@@ -109,8 +110,8 @@ def test_a_gguf_file_is_converted_once(tmp_path: Path) -> None:
     source = write_gguf(tmp_path / "My Model (1).gguf").path
     steps: list[tuple[int, int]] = []
     first = store.resolve(str(source), progress=lambda *step: steps.append(step))
-    assert store.is_complete(first)
-    assert first.parent == tmp_path / "data" / "models"
+    assert is_complete(first)
+    assert first.parent == content.views_dir()
     assert first.name.startswith("My-Model-1-")
     count = len(steps)
     assert store.resolve(str(source), progress=lambda *step: steps.append(step)) == first
@@ -125,14 +126,14 @@ def test_a_damaged_gguf_file_leaves_nothing_in_the_store(tmp_path: Path) -> None
     path.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + b"\xff" * 100)
     with pytest.raises(CorruptModel):
         store.resolve(str(path))
-    assert not store.models_dir().exists() or list(store.models_dir().iterdir()) == []
+    assert list(content.manifests()) == []
+    assert list((folders.data_dir() / "staging").iterdir()) == []
 
 
 def test_the_list_names_complete_models(tmp_path: Path) -> None:
     """Both places are listed by name with size and source; incomplete and temporary folders are not."""
-    make_model(tmp_path / "data" / "models" / "Zeta")
-    make_model(tmp_path / "data" / "models" / ".zeta.x.tmp")
-    (tmp_path / "data" / "models" / "half").mkdir()
+    content.import_model(make_model(tmp_path / "Zeta"), "Zeta")
+    (tmp_path / "hub" / "models--org--half").mkdir(parents=True)
     make_snapshot(tmp_path / "hub", "org/my--name", "c0ffee")
     (tmp_path / "hub" / "datasets--org--data").mkdir()
     models = store.list_models()
@@ -148,11 +149,11 @@ def test_the_list_is_empty_where_there_is_nothing() -> None:
 def test_the_folders_follow_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """HF_HUB_CACHE goes before HF_HOME, that before XDG_CACHE_HOME; the data folder is the platform's."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    assert store.hub_cache() == tmp_path / "hub"
+    assert folders.hub_cache() == tmp_path / "hub"
     monkeypatch.delenv("HF_HUB_CACHE")
-    assert store.hub_cache() == tmp_path / "home" / "hub"
+    assert folders.hub_cache() == tmp_path / "home" / "hub"
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert store.hub_cache() == tmp_path / "cache" / "huggingface" / "hub"
+    assert folders.hub_cache() == tmp_path / "cache" / "huggingface" / "hub"
     monkeypatch.delenv("LIB_MLX_DATA_DIR")
-    assert store.data_dir().name == "lib-mlx"
+    assert folders.data_dir().name == "lib-mlx"

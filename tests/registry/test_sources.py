@@ -8,7 +8,7 @@ import pytest
 
 from lib_mlx.config import ServerConfig, parse_config
 from lib_mlx.errors import InvalidArgument
-from lib_mlx.models import store
+from lib_mlx.models import content
 from lib_mlx.registry.sources import new_registry
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def test_two_models_of_one_name() -> None:
 
 def test_the_model_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, crafted: Path) -> None:
     """With `model_store`, what is pulled is served, also what is pulled later."""
-    monkeypatch.setattr(store, "models_dir", lambda: tmp_path)
-    monkeypatch.setattr(store, "hub_cache", lambda: tmp_path / "none")
+    monkeypatch.setenv("LIB_MLX_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     registry = new_registry(parse_config(ServerConfig, {"model_store": True}))
     assert registry.entries() == []
-    (tmp_path / "pulled").symlink_to(crafted)
+    content.import_model(crafted, "pulled")
     assert [entry.id for entry in registry.entries()] == ["pulled"]
