@@ -76,6 +76,8 @@ extern "C" {
  *     prefix_cache_bytes  integer: the most that is kept of past requests; 0 keeps nothing. By default 2 GiB or a
  *                       tenth of the machine's memory, whichever is less
  *     prefix_cache_path   string: a directory that keeps it across restarts
+ *     generation        object: "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", which a
+ *                       request gets that leaves them out; the checkpoint's own if not given
  *     wait              bool (true): false returns at once; poll lib_mlx_server_status() for progress
  *     isolation         "none" | "process": run engine and server in a child process of this one, which a crash of
  *                       theirs, or of a GPU driver, does not end: the model is "failed" then (`engine_died`), its

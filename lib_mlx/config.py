@@ -75,6 +75,23 @@ class _Config(BaseModel):
     )
 
 
+class GenerationDefaults(_Config):
+    """What a request gets that leaves it out; before the checkpoint's own generation_config.json."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """The most tokens of an answer, reasoning included; up to the context's end if not given."""
+    temperature: Annotated[float, Field(ge=0, le=1000)] | None = None
+    """0 is greedy."""
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Draw from the likeliest tokens that have this much of the probability together."""
+    top_k: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    """Draw from so many of the likeliest; 0 is off."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Draw from those at least this likely, relative to the likeliest."""
+    repetition_penalty: Annotated[float, Field(ge=1e-3, le=1000)] | None = None
+    """Over prompt and output; 1 is off."""
+
+
 class EngineConfig(_Config):
     """How to run a model."""
 
@@ -97,6 +114,8 @@ class EngineConfig(_Config):
     default 2 GiB or a tenth of the machine's memory, whichever is less."""
     prefix_cache_path: Annotated[str, Field(min_length=1)] | None = None
     """A directory that keeps it across restarts; written when the model is unloaded."""
+    generation: GenerationDefaults | None = None
+    """What requests get that leave it out."""
 
 
 class LoadConfig(EngineConfig):

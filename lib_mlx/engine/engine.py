@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import mlx.core as mx
 
 from lib_mlx import memory
-from lib_mlx.config import EngineConfig
+from lib_mlx.config import EngineConfig, GenerationDefaults
 from lib_mlx.engine import blas, heap
 from lib_mlx.engine.embedding import CHUNK, Embedder
 from lib_mlx.engine.job import Job
@@ -69,6 +69,7 @@ class EngineModel:
             context_length=self.context_length,
             thinking=config.thinking_enabled,
             cuts_prompts=not weights.cache.sliceable,
+            generation=config.generation or GenerationDefaults(),
         )
         self._scheduler = scheduler
         self._embedder = Embedder(weights.network, read_pooling(checkpoint.path))

@@ -11,7 +11,7 @@ from lib_mlx.engine.job import PreparedRequest
 from lib_mlx.engine.output_format import output_format
 from lib_mlx.engine.output_parser import Opening, OutputFormat
 from lib_mlx.engine.reasoning_limit import ReasoningLimit
-from lib_mlx.engine.sampling import resolve_sampling
+from lib_mlx.engine.sampling import resolve_sampling, sampling_defaults
 from lib_mlx.errors import ContextLengthExceeded, CorruptModel, InvalidArgument, UnsupportedFeature
 from lib_mlx.models.chat_template import generation_prompt, message_boundaries, render_begun, render_prompt, tool_json
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+    from lib_mlx.config import GenerationDefaults
     from lib_mlx.engine.grammar import Grammar
     from lib_mlx.generation import GenerationRequest, Tool
     from lib_mlx.models.checkpoint import Checkpoint
@@ -33,6 +34,7 @@ class RequestPreparer:
 
     Args:
         checkpoint: for its default sampling.
+        generation: goes before that.
         tokenizer: the checkpoint's.
         vocab_size: token ids are below it.
         context_length: the most tokens of prompt and completion together.
@@ -49,8 +51,10 @@ class RequestPreparer:
         context_length: int,
         thinking: bool,
         cuts_prompts: bool,
+        generation: GenerationDefaults,
     ) -> None:
-        self._checkpoint = checkpoint
+        self._sampling = sampling_defaults(checkpoint.generation_config, generation)
+        self._max_tokens = generation.max_tokens
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._context_length = context_length
@@ -88,8 +92,8 @@ class RequestPreparer:
         grammar = self._grammar(request, opening, thinking=thinking)
         return PreparedRequest(
             prompt=prompt,
-            max_tokens=min(request.max_tokens or room, room),
-            sampling=resolve_sampling(request.sampling, self._checkpoint.generation_config, self._vocab_size),
+            max_tokens=min(request.max_tokens or self._max_tokens or room, room),
+            sampling=resolve_sampling(request.sampling, self._sampling, self._vocab_size),
             stop=request.stop,
             tools=[tool_json(tool) for tool in request.tools] or None,
             parallel_tool_calls=request.parallel_tool_calls,
@@ -144,8 +148,8 @@ class RequestPreparer:
         room = self._room_after(prompt)
         return PreparedRequest(
             prompt=prompt,
-            max_tokens=min(request.max_tokens or room, room),
-            sampling=resolve_sampling(request.sampling, self._checkpoint.generation_config, self._vocab_size),
+            max_tokens=min(request.max_tokens or self._max_tokens or room, room),
+            sampling=resolve_sampling(request.sampling, self._sampling, self._vocab_size),
             stop=request.stop,
             tools=None,
             parallel_tool_calls=True,

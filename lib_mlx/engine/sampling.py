@@ -20,6 +20,7 @@ from lib_mlx.models.upstream import apply_min_p, apply_top_k, apply_top_p, greed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lib_mlx.config import GenerationDefaults
     from lib_mlx.generation import SamplingParams
 
 Sampler = Callable[[mx.array], mx.array]
@@ -56,8 +57,17 @@ class ResolvedSampling:
     seed: int
 
 
+def sampling_defaults(generation_config: Mapping[str, Any], configured: GenerationDefaults) -> dict[str, Any]:
+    """Return what a request gets that leaves it out: as `configured`, else by the checkpoint's generation_config.json.
+
+    The latter counts for nothing where it says not to sample.
+    """
+    own = generation_config if generation_config.get("do_sample", True) else {}
+    return {**own, **configured.model_dump(exclude_none=True)}
+
+
 def resolve_sampling(params: SamplingParams, defaults: Mapping[str, Any], vocab_size: int) -> ResolvedSampling:
-    """Fill in the checkpoint's `defaults` (its generation_config.json), then the neutral values. Any thread.
+    """Fill in `defaults`, then the neutral values. Any thread.
 
     Raises:
         InvalidArgument: a value is out of range, or a token id outside the vocabulary, where MLX would write out of
@@ -75,7 +85,7 @@ def resolve_sampling(params: SamplingParams, defaults: Mapping[str, Any], vocab_
     def pick(name: str, neutral: float) -> float:
         given = getattr(params, name)
         default = defaults.get(name)
-        usable = isinstance(default, (int, float)) and not isinstance(default, bool) and defaults.get("do_sample", True)
+        usable = isinstance(default, (int, float)) and not isinstance(default, bool)
         return float(given if given is not None else default if usable and default is not None else neutral)
 
     top_k, temperature = int(pick("top_k", 0)), pick("temperature", 1.0)

@@ -45,7 +45,10 @@ class ModelSettings(EngineConfig):
     def served(self, name: str, engine: EngineConfig) -> ServedModel:
         """Return what a server is told of it; `engine` has the defaults of all models."""
         own = self.model_dump(exclude_unset=True, exclude={"path", "enabled", "preload"})
-        return ServedModel(model_path=self.path, model_id=name, **{**engine.model_dump(exclude_unset=True), **own})
+        general = engine.model_dump(exclude_unset=True)
+        if general.get("generation") and own.get("generation"):
+            own["generation"] = {**general["generation"], **own["generation"]}
+        return ServedModel(model_path=self.path, model_id=name, **{**general, **own})
 
 
 def _path_alone(value: Any) -> Any:

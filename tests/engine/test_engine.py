@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lib_mlx.config import EngineConfig
+from lib_mlx.config import EngineConfig, GenerationDefaults
 from lib_mlx.engine import engine
 from lib_mlx.engine.output_parser import OutputFormat
 from lib_mlx.engine.worker import get_worker
@@ -150,6 +150,20 @@ def test_max_tokens(model: EngineModel, limit: int) -> None:
     """An endless answer is cut after exactly the tokens allowed, and says so."""
     run = Run(model, "loop", max_tokens=limit).wait()
     assert (run.end.reason, run.end.usage.completion) == ("length", limit)
+
+
+def test_configured_defaults(crafted: Path) -> None:
+    """A request gets what the configuration says where it says nothing itself."""
+    defaults = GenerationDefaults(max_tokens=5, temperature=30.0)
+    loaded = engine.load(inspect(crafted), EngineConfig(generation=defaults))
+    try:
+        run = Run(loaded, "hello", sampling=SamplingParams(seed=1)).wait()
+        assert (run.end.reason, run.end.usage.completion) == ("length", 5)
+        assert not SCRIPTS["hello"].text().startswith(run.text)
+        own = Run(loaded, "hello", sampling=SamplingParams(temperature=0), max_tokens=100).wait()
+        assert own.text == SCRIPTS["hello"].text()
+    finally:
+        loaded.unload()
 
 
 def test_cut_inside_reasoning_and_inside_a_call(model: EngineModel) -> None:

@@ -9,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lib_mlx.engine.sampling import make_processors, make_sampler, resolve_sampling
+from lib_mlx.config import GenerationDefaults
+from lib_mlx.engine.sampling import make_processors, make_sampler, resolve_sampling, sampling_defaults
 from lib_mlx.generation import SamplingParams
 
 LOGITS = [2.0, -1.0, 0.5, 1.5, -0.5, 0.0]
@@ -78,11 +79,21 @@ def test_temperature_gives_the_softmax() -> None:
 
 def test_the_checkpoints_defaults() -> None:
     """generation_config.json fills in what a request leaves out, unless it says not to sample."""
-    defaults = {"temperature": 0.3, "top_k": 5, "top_p": 0.8, "repetition_penalty": 1.1}
+    own = {"temperature": 0.3, "top_k": 5, "top_p": 0.8, "repetition_penalty": 1.1}
+    defaults = sampling_defaults(own, GenerationDefaults())
     resolved = resolve_sampling(SamplingParams(top_p=0.5), defaults, 100)
     assert (resolved.temperature, resolved.top_k, resolved.top_p, resolved.repetition_penalty) == (0.3, 5, 0.5, 1.1)
-    plain = resolve_sampling(SamplingParams(), {**defaults, "do_sample": False}, 100)
+    greedy = sampling_defaults({**own, "do_sample": False}, GenerationDefaults())
+    plain = resolve_sampling(SamplingParams(), greedy, 100)
     assert (plain.temperature, plain.top_k, plain.top_p, plain.repetition_penalty) == (1.0, 0, 1.0, 1.0)
+
+
+def test_configured_defaults_go_before_the_checkpoints() -> None:
+    """What the configuration says counts, be it zero; a request goes before both."""
+    defaults = sampling_defaults({"temperature": 0.3, "top_k": 5}, GenerationDefaults(temperature=0.0, min_p=0.1))
+    resolved = resolve_sampling(SamplingParams(), defaults, 100)
+    assert (resolved.temperature, resolved.top_k, resolved.min_p) == (0.0, 5, 0.1)
+    assert resolve_sampling(SamplingParams(temperature=2.0), defaults, 100).temperature == 2.0
 
 
 def test_a_top_k_of_the_whole_vocabulary_is_no_filter() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lib_mlx.config import LoadConfig, Profile, ServedModel, ServerConfig
+from lib_mlx.config import GenerationDefaults, LoadConfig, Profile, ServedModel, ServerConfig
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -13,6 +13,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "LoadConfig": LoadConfig,
     "ServedModelConfig": ServedModel,
     "Profile": Profile,
+    "GenerationDefaults": GenerationDefaults,
     "ServerConfig": ServerConfig,
 }
 """The configurations, under the names that bindings give them."""

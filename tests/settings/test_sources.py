@@ -91,6 +91,19 @@ def test_what_a_server_is_told() -> None:
     assert config.profiles["fast"].max_tokens == 7
 
 
+def test_generation_defaults() -> None:
+    """A model's own go before those of all models, one by one."""
+    write(
+        "lib-mlx.toml",
+        "[engine.generation]\ntemperature = 0\nmax_tokens = 9\n[models.a]\npath = 'x'\ngeneration.max_tokens = 5\n",
+    )
+    (model,) = load_settings(environment={}).server_config().models
+    assert model.generation is not None
+    assert (model.generation.temperature, model.generation.max_tokens, model.generation.top_p) == (0.0, 5, None)
+    with pytest.raises(InvalidArgument, match="temperatur"):
+        load_settings(environment={"LIB_MLX_ENGINE__GENERATION": '{"temperatur": 1}'})
+
+
 def test_a_mapping_of_models() -> None:
     """A file that maps names to paths and holds nothing else is one of models."""
     file = write("models.json", '{"a": "/models/a", "b": "org/b"}')

@@ -8,12 +8,14 @@ void main() {
       cpuWeights: CpuWeights.quantized,
       isolation: Isolation.none,
       kvBits: 8,
+      generation: GenerationDefaults(topK: 5),
     );
     expect(config.toJson(), {
       'model_path': 'm',
       'cpu_weights': 'quantized',
       'isolation': 'none',
       'kv_bits': 8,
+      'generation': {'top_k': 5},
     });
   });
 

@@ -33,6 +33,45 @@ enum SuspendedRequests {
   fail,
 }
 
+/// What a request gets that leaves it out. What is null is the checkpoint's own.
+final class GenerationDefaults {
+  const GenerationDefaults({
+    this.maxTokens,
+    this.temperature,
+    this.topP,
+    this.topK,
+    this.minP,
+    this.repetitionPenalty,
+  });
+
+  /// The most tokens of an answer, reasoning included; up to the context's end by default.
+  final int? maxTokens;
+
+  /// 0 is greedy.
+  final double? temperature;
+
+  /// Draw from the likeliest tokens that have this much of the probability together.
+  final double? topP;
+
+  /// Draw from so many of the likeliest; 0 is off.
+  final int? topK;
+
+  /// Draw from those at least this likely, relative to the likeliest.
+  final double? minP;
+
+  /// Over prompt and output; 1 is off.
+  final double? repetitionPenalty;
+
+  Json toJson() => withoutNulls({
+        'max_tokens': maxTokens,
+        'temperature': temperature,
+        'top_p': topP,
+        'top_k': topK,
+        'min_p': minP,
+        'repetition_penalty': repetitionPenalty,
+      });
+}
+
 /// What to load and how. What is null is left to the library, whose defaults are named here.
 final class LoadConfig {
   const LoadConfig({
@@ -51,6 +90,7 @@ final class LoadConfig {
     this.memoryLimitBytes,
     this.prefixCacheBytes,
     this.prefixCachePath,
+    this.generation,
   });
 
   /// A model directory, a `.gguf` file, or the name of a model in the store or the Hugging Face cache.
@@ -99,6 +139,9 @@ final class LoadConfig {
   /// A directory that keeps them across restarts.
   final String? prefixCachePath;
 
+  /// What requests get that leave it out.
+  final GenerationDefaults? generation;
+
   Json toJson() => withoutNulls({
         'model_path': modelPath,
         'model_id': modelId,
@@ -115,6 +158,7 @@ final class LoadConfig {
         'memory_limit_bytes': memoryLimitBytes,
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
+        'generation': generation?.toJson(),
       });
 }
 
@@ -134,6 +178,7 @@ final class ServedModelConfig {
     this.memoryLimitBytes,
     this.prefixCacheBytes,
     this.prefixCachePath,
+    this.generation,
   });
 
   final String modelPath;
@@ -157,6 +202,7 @@ final class ServedModelConfig {
   final int? memoryLimitBytes;
   final int? prefixCacheBytes;
   final String? prefixCachePath;
+  final GenerationDefaults? generation;
 
   Json toJson() => withoutNulls({
         'model_path': modelPath,
@@ -172,6 +218,7 @@ final class ServedModelConfig {
         'memory_limit_bytes': memoryLimitBytes,
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
+        'generation': generation?.toJson(),
       });
 }
 

@@ -164,6 +164,8 @@ macro_rules! model_configuration {
                     memory_limit_bytes: u64,
                     /// The most bytes that are kept of past requests; 0 keeps nothing.
                     prefix_cache_bytes: u64,
+                    /// What requests get that leave it out.
+                    generation: GenerationDefaults,
                     $($(#[$key_doc])* $key: $type,)*
                 }
             }
@@ -176,6 +178,33 @@ macro_rules! model_configuration {
             }
         }
     };
+}
+
+configuration! {
+    /// What a request gets that leaves it out; the checkpoint's own if not given.
+    GenerationDefaults {
+        texts {}
+        values {
+            /// The most tokens of an answer, reasoning included; up to the context's end if not given.
+            max_tokens: u32,
+            /// 0 is greedy.
+            temperature: f64,
+            /// Draw from the likeliest tokens that have this much of the probability together.
+            top_p: f64,
+            /// Draw from so many of the likeliest; 0 is off.
+            top_k: u32,
+            /// Draw from those at least this likely, relative to the likeliest.
+            min_p: f64,
+            /// Over prompt and output; 1 is off.
+            repetition_penalty: f64,
+        }
+    }
+}
+
+impl Default for GenerationDefaults {
+    fn default() -> Self {
+        Self { json: Json::object() }
+    }
 }
 
 model_configuration! {

@@ -40,7 +40,8 @@ mod streams;
 
 pub use client::{Client, Health};
 pub use config::{
-    CpuWeights, Isolation, KeepAlive, LoadConfig, LogLevel, ServedModel, ServerConfig, SuspendedRequests,
+    CpuWeights, GenerationDefaults, Isolation, KeepAlive, LoadConfig, LogLevel, ServedModel, ServerConfig,
+    SuspendedRequests,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use model::{shutdown, version, Model, Server};

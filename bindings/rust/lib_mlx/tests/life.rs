@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use common::{config, model_path};
 use lib_mlx::{
-    ChatRequest, Client, CpuWeights, ErrorCode, KeepAlive, LoadConfig, Model, ModelState, ResponseRequest, ServedModel,
-    ServerConfig, ServerState,
+    ChatRequest, Client, CpuWeights, ErrorCode, GenerationDefaults, KeepAlive, LoadConfig, Model, ModelState,
+    ResponseRequest, ServedModel, ServerConfig, ServerState,
 };
 
 fn load_error(config: &LoadConfig) -> ErrorCode {
@@ -104,6 +104,9 @@ fn a_model_lives_and_is_unloaded() {
 fn every_key_is_accepted() {
     let Some(path) = model_path() else { return };
     let load = config(&path).thinking_enabled(true).lazy_encoders(true).context_length(512).trust_remote_code(false);
+    let defaults =
+        GenerationDefaults::default().temperature(0.0).top_p(1.0).top_k(0).min_p(0.0).repetition_penalty(1.0);
+    let load = load.generation(defaults.max_tokens(9));
     let load = load.kv_bits(8).memory_limit_bytes(1 << 33).prefix_cache_bytes(0).cpu_weights(CpuWeights::Float32);
     let model = Model::load(&load).unwrap();
     assert_eq!(model.status().unwrap().model.context_length, Some(512));

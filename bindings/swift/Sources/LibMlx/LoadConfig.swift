@@ -34,10 +34,30 @@ public struct LoadConfig: Codable, Hashable, Sendable {
     public var prefixCacheBytes: Int?
     /// A directory that keeps them across restarts.
     public var prefixCachePath: String?
+    /// What requests get that leave it out.
+    public var generation: GenerationDefaults?
 
     public init(modelPath: String) {
         self.modelPath = modelPath
     }
+}
+
+/// What a request gets that leaves it out. What is nil is the checkpoint's own.
+public struct GenerationDefaults: Codable, Hashable, Sendable {
+    /// The most tokens of an answer, reasoning included; up to the context's end by default.
+    public var maxTokens: Int?
+    /// 0 is greedy.
+    public var temperature: Double?
+    /// Draw from the likeliest tokens that have this much of the probability together.
+    public var topP: Double?
+    /// Draw from so many of the likeliest; 0 is off.
+    public var topK: Int?
+    /// Draw from those at least this likely, relative to the likeliest.
+    public var minP: Double?
+    /// Over prompt and output; 1 is off.
+    public var repetitionPenalty: Double?
+
+    public init() {}
 }
 
 /// How weights are kept where MLX runs on the CPU.

@@ -58,6 +58,7 @@ public struct ServedModelConfig: Codable, Hashable, Sendable {
     public var memoryLimitBytes: Int?
     public var prefixCacheBytes: Int?
     public var prefixCachePath: String?
+    public var generation: GenerationDefaults?
 
     public init(modelPath: String) {
         self.modelPath = modelPath

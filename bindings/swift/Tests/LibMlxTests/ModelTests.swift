@@ -238,12 +238,14 @@ struct LibraryCallTests {
         load.cpuWeights = .quantized
         load.isolation = .inProcess
         load.logLevel = .debug
+        load.generation = GenerationDefaults()
+        load.generation?.topP = 0.5
         let loadJSON = try JSONDecoder().decode(
             JSONValue.self, from: Data(Library.json(load, adding: ["wait": false]).utf8))
         #expect(
             loadJSON == [
                 "model_path": "m", "model_id": "x", "cpu_weights": "quantized", "isolation": "none",
-                "log_level": "debug", "wait": false,
+                "log_level": "debug", "generation": ["top_p": 0.5], "wait": false,
             ])
         var server = ServerConfig()
         server.profiles = ["myOwn": Profile(maxPixels: 9)]
