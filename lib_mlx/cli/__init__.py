@@ -18,7 +18,6 @@ app = typer.Typer(
     help="Local language models inside an app.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )

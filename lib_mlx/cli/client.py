@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from lib_mlx.errors import Internal, NotFound, error_from_json
 
 if TYPE_CHECKING:
+    from http.client import HTTPConnection
+
     from lib_mlx.service.state import ServiceState
 
 _TIMEOUT_S = 600.0  # a load may take its time
@@ -37,6 +37,8 @@ class Client:
         Raises:
             LibMlxError: what the server refuses with, or NotFound if it cannot be reached.
         """
+        from http.client import HTTPException
+
         connection = self._connect()
         headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         content = None
@@ -46,7 +48,7 @@ class Client:
             connection.request(method, path, content, headers)
             answer = connection.getresponse()
             value = json.loads(answer.read())
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, ValueError, HTTPException) as error:
             raise NotFound(f"{self._uds or self._base_url} does not answer: {error}.", hint="Is it running?") from None
         finally:
             connection.close()
@@ -54,13 +56,23 @@ class Client:
             raise _error(value)
         return value
 
-    def _connect(self) -> http.client.HTTPConnection:
-        parts = urlsplit(self._base_url)
-        connection = http.client.HTTPConnection(parts.hostname or "localhost", parts.port or 80, timeout=_TIMEOUT_S)
+    def _connect(self) -> HTTPConnection:
+        import socket
+
+        connection = connect(self._base_url)
         if self._uds is not None:
             connection.sock = socket.socket(socket.AF_UNIX)
             connection.sock.connect(self._uds)
         return connection
+
+
+def connect(base_url: str) -> HTTPConnection:
+    """Return a connection to the server at `base_url`; it opens at the first request."""
+    from http.client import HTTPConnection, HTTPSConnection
+
+    parts = urlsplit(base_url)
+    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    return kind(parts.hostname or "localhost", parts.port, timeout=_TIMEOUT_S)
 
 
 def _error(value: Any) -> Exception:

@@ -23,21 +23,17 @@ _POLL_S = 0.05
 def load(name: str, **options: Any) -> Model:
     """Load a model; on a terminal its progress is shown on stderr. Ctrl-C cancels the load."""
     import lib_mlx
+    from lib_mlx.cli.progress import loading_bar
 
     model = lib_mlx.load_model(name, wait=False, **options)
-    shown = sys.stderr.isatty()
     try:
-        while (status := model.status().model).status == "loading":
-            if shown:
-                sys.stderr.write(f"\r{status.stage or 'loading':12} {status.progress:4.0%}")
-                sys.stderr.flush()
-            time.sleep(_POLL_S)
+        with loading_bar() as show:
+            while (status := model.status().model).status == "loading":
+                show(status.stage, status.progress)
+                time.sleep(_POLL_S)
     except BaseException:
         model.unload()
         raise
-    finally:
-        if shown:
-            sys.stderr.write("\r\x1b[K")
     if status.error is not None:
         from lib_mlx.errors import error_from_json
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from lib_mlx.cli.completion import model_names
+from lib_mlx.cli.run import ModelName  # noqa: TC001 - typer reads the annotations
 from lib_mlx.cli.service import Json  # noqa: TC001 - typer reads the annotations
 
 
@@ -29,7 +31,7 @@ def list_models(as_json: Json = False) -> None:
 
 
 def show(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A directory, .gguf file or name of `lib-mlx list`.")],
+    model: ModelName,
     as_json: Json = False,
 ) -> None:
     """Tell what a model's files say: architecture, size, quantisation, context, what it can do."""
@@ -69,7 +71,7 @@ def import_model(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the model's path.")] = False,
 ) -> None:
     """Take a model directory into the store: linked or cloned where the disk can, each file once."""
-    from lib_mlx.cli.pull import reporter
+    from lib_mlx.cli.progress import reporter
     from lib_mlx.models import content
 
     with reporter(quiet) as report:
@@ -81,7 +83,12 @@ def import_model(
     typer.echo(path)
 
 
-def rm(name: Annotated[str, typer.Argument(metavar="MODEL", help="A name of `lib-mlx list`, of the store's.")]) -> None:
+def rm(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A name of `lib-mlx list`, of the store's.", autocompletion=model_names),
+    ],
+) -> None:
     """Remove a model from the store, with the files that no other one has."""
     from lib_mlx.models import content
 

@@ -11,6 +11,7 @@ import typer
 from lib_mlx.cli.client import Client
 from lib_mlx.cli.service import DEFAULT, Json, Name
 
+_POLL_S = 0.2
 Url = Annotated[str | None, typer.Option("--url", help="A server at this address, instead of a service.")]
 ApiKey = Annotated[str | None, typer.Option(help="What that server asks for.")]
 
@@ -60,7 +61,17 @@ def load(
     api_key: ApiKey = None,
 ) -> None:
     """Have a server load a model; returns when it is ready."""
-    loaded = client(name, url, api_key).ask("POST", f"/v1/models/{quote(model)}/load")
+    from concurrent.futures import ThreadPoolExecutor, wait
+
+    from lib_mlx.cli.progress import loading_bar
+
+    asked = client(name, url, api_key)
+    path = f"/v1/models/{quote(model)}"
+    with ThreadPoolExecutor(1) as pool, loading_bar() as show:
+        answer = pool.submit(asked.ask, "POST", f"{path}/load")
+        while wait([answer], timeout=_POLL_S).not_done:
+            show("loading", asked.ask("GET", path)["progress"])
+    loaded = answer.result()
     typer.echo(f"{loaded['id']} is {loaded['status']}: {loaded['memory_bytes'] / 1e6:.1f} MB")
 
 

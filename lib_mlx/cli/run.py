@@ -7,8 +7,13 @@ from typing import Annotated
 
 import typer
 
+from lib_mlx.cli.completion import model_names
+
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A directory, a .gguf file or a name of `lib-mlx list`.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A directory, a .gguf file or a name of `lib-mlx list`.", autocompletion=model_names
+    ),
 ]
 System = Annotated[str | None, typer.Option("--system", "-s", help="A system message to begin with.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="The most tokens of an answer.")]

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lib_mlx.cli.completion import model_names
+
 if TYPE_CHECKING:
     from lib_mlx.service.server import RunningServer
 
-Models = Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Serve these, loaded at the start.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[MODEL]...", help="Serve these, loaded at the start.", autocompletion=model_names),
+]
 Host = Annotated[str | None, typer.Option(help="Address to bind; only loopback unless named otherwise.")]
 Port = Annotated[int | None, typer.Option(help="8642 if not configured; 0 picks a free one.")]
 Uds = Annotated[str | None, typer.Option(help="Listen on this Unix socket instead.")]
