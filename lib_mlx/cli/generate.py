@@ -21,11 +21,13 @@ _POLL_S = 0.05
 
 
 def load(name: str, **options: Any) -> Model:
-    """Load a model; on a terminal its progress is shown on stderr. Ctrl-C cancels the load."""
+    """Load a model as the settings say; on a terminal its progress is shown on stderr. Ctrl-C cancels the load."""
     import lib_mlx
     from lib_mlx.cli.progress import loading_bar
+    from lib_mlx.settings import load_settings
 
-    model = lib_mlx.load_model(name, wait=False, **options)
+    configured = load_settings().load_config(name).model_dump(exclude_unset=True)
+    model = lib_mlx.load_model(**{**configured, **options, "wait": False})
     try:
         with loading_bar() as show:
             while (status := model.status().model).status == "loading":

