@@ -51,6 +51,7 @@ print(json.dumps(rounds))
 """
 
 
+@pytest.mark.alone
 @pytest.mark.model
 @pytest.mark.slow
 def test_ten_rounds_of_loading(smollm2: Path) -> None:

@@ -228,6 +228,7 @@ def stop_while_busy(server: lib_mlx.Server) -> tuple[float, list[bytes]]:
     return taken, ends
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_soak(
     soaked: tuple[lib_mlx.Model, lib_mlx.Server],
