@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -70,6 +71,8 @@ def serve(
     from lib_mlx.service.state import log_path
     from lib_mlx.settings import load_settings
 
+    if service is not None and not sys.stdin.isatty():
+        sys.stdin.read()  # `service.control` closes it when it has written down who we are
     chosen = overrides(models, host, port, uds, api_key)
     settings = load_settings(chosen, file=config)
     log = None

@@ -108,15 +108,16 @@ def import_model(
     files = [path for path in sorted(source.rglob("*")) if path.is_file()]
     total, done = sum(path.stat().st_size for path in files), 0
     with room_on(data_dir()), _locked():
-        entries: dict[str, Blob] = {}
-        for path in files:
-            before = done
-            blob = _take(path, own=own, progress=partial(_report, progress, before, total))
-            entries[str(path.relative_to(source))] = blob
-            done += blob.size
-        manifest = Manifest(name, revision, entries)
-        _write(_manifest_path(name, revision), _encode(manifest))
-        _sweep()
+        try:
+            entries: dict[str, Blob] = {}
+            for path in files:
+                blob = _take(path, own=own, progress=partial(_report, progress, done, total))
+                entries[str(path.relative_to(source))] = blob
+                done += blob.size
+            manifest = Manifest(name, revision, entries)
+            _write(_manifest_path(name, revision), _encode(manifest))
+        finally:
+            _sweep()
         return _view(manifest)
 
 

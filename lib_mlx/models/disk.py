@@ -30,5 +30,5 @@ def room_on(folder: Path) -> Iterator[None]:
             raise
         raise DiskFull(
             f"There is no room left in {folder}: {error.strerror}.",
-            hint="Make room, or move the folder (XDG_DATA_HOME), and try again.",
+            hint="Make room, or have it elsewhere (LIB_MLX_DATA_DIR, LIB_MLX_STATE_DIR, HF_HOME), and try again.",
         ) from error

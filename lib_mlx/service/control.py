@@ -9,10 +9,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import psutil
-
 from lib_mlx.errors import LibMlxError, ServerStartFailed, error_from_json
-from lib_mlx.service.state import ServiceState, checked, is_alive, log_path, read_state, state_dir, write_state
+from lib_mlx.models.disk import room_on
+from lib_mlx.service.state import ServiceState, birth, checked, is_alive, log_path, read_state, state_dir, write_state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,36 +28,47 @@ def start(name: str, arguments: list[str], timeout_s: float) -> tuple[ServiceSta
     Raises:
         LibMlxError: why it could not be started, with the last lines of its log.
     """
-    present = read_state(checked(name))
-    if present.status in {"starting", "running"} and is_alive(present):
-        return _await_running(name, present.pid, timeout_s), False
-    folder = state_dir()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with log_path(name).open("ab") as log:
-        begun = log.tell()
+    import filelock
+
+    log = log_path(name)
+    with room_on(state_dir()):
+        state_dir().mkdir(parents=True, exist_ok=True, mode=0o700)
+        with filelock.FileLock(log.with_suffix(".lock")):  # two that start at once start one
+            present = read_state(name)
+            if present.status in {"starting", "running"}:
+                return _await_running(name, present.pid, timeout_s), False
+            begun = log.stat().st_size if log.exists() else 0
+            process = _spawn(name, arguments, log)
+            try:
+                return _await_running(name, process.pid, timeout_s), True
+            except LibMlxError as error:
+                if process.poll() is None:
+                    _end(ServiceState(name, pid=process.pid), 5.0)
+                error.hint = f"{error.hint}\n{_tail(log, begun)}".strip()
+                raise
+
+
+def _spawn(name: str, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Begin a service's process, whose state says so; it waits till that is written."""
+    with log.open("ab") as file:
         process = subprocess.Popen(  # noqa: S603 - ourselves
             [sys.executable, "-m", "lib_mlx", "serve", "--service", name, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=file,
             start_new_session=True,
             cwd="/",
         )
-    write_state(ServiceState(name, "starting", process.pid, _created(process.pid), arguments=arguments))
     try:
-        return _await_running(name, process.pid, timeout_s), True
-    except LibMlxError as error:
-        if process.poll() is None:
-            _end(ServiceState(name, pid=process.pid), 5.0)
-        error.hint = f"{error.hint}\n{_tail(log_path(name), begun)}".strip()
+        write_state(ServiceState(name, "starting", process.pid, birth(process.pid), arguments=arguments))
+    except BaseException:
+        process.kill()
+        process.wait()
         raise
-
-
-def _created(pid: int) -> float | None:
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.Error:
-        return None
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+    return process
 
 
 def _await_running(name: str, pid: int | None, timeout_s: float) -> ServiceState:

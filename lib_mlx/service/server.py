@@ -9,10 +9,8 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import psutil
-
 from lib_mlx.errors import LibMlxError
-from lib_mlx.service.state import ServiceState, write_state
+from lib_mlx.service.state import ServiceState, birth, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +71,7 @@ def run(settings: Settings, arguments: list[str], name: str | None, on_ready: Ca
         LibMlxError: it could not be started, or one of these models not be loaded.
     """
     stopping = _stopped_by_signals()
-    state = ServiceState(name or "", "starting", os.getpid(), psutil.Process().create_time(), arguments=arguments)
+    state = ServiceState(name or "", "starting", os.getpid(), birth(os.getpid()), arguments=arguments)
     keep = write_state if name else _nothing
     keep(state)
     server: RunningServer | None = None

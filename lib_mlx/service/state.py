@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -39,8 +40,8 @@ class ServiceState:
     name: str
     status: Condition = "stopped"
     pid: int | None = None
-    created: float | None = None
-    """When the process was made, in seconds since the epoch: another process may have the same id later."""
+    birth: float | None = None
+    """When the process began, see `birth`: another process may have the same id later."""
     base_url: str | None = None
     uds: str | None = None
     api_key: str | None = None
@@ -52,7 +53,7 @@ class ServiceState:
 
     def to_json(self) -> dict[str, Any]:
         """Return what is told of it: not the key."""
-        return {key: value for key, value in asdict(self).items() if key not in {"api_key", "created"}}
+        return {key: value for key, value in asdict(self).items() if key not in {"api_key", "birth"}}
 
 
 def state_dir() -> Path:
@@ -106,14 +107,24 @@ def known_services() -> Iterator[ServiceState]:
                 yield read_state(path.stem)
 
 
+def birth(pid: int) -> float | None:
+    """Return when a process began, None if there is none: on Linux by a clock that nobody sets."""
+    try:
+        if sys.platform != "linux":
+            return psutil.Process(pid).create_time()
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])  # proc_pid_stat(5)
+    except (OSError, psutil.Error):
+        return None
+
+
 def is_alive(state: ServiceState) -> bool:
     """Tell whether the process that wrote `state` lives: not another one that has its id now."""
     if state.pid is None:
         return False
+    if state.birth is not None and birth(state.pid) != state.birth:
+        return False
     try:
-        process = psutil.Process(state.pid)
-        same = state.created is None or abs(process.create_time() - state.created) < 1
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        return psutil.Process(state.pid).status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

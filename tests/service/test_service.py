@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import openai
 import psutil
 import pytest
 
-from lib_mlx.service.state import ServiceState, is_alive, read_state, write_state
+from lib_mlx.service.state import ServiceState, birth, is_alive, read_state, write_state
 from tests.checkpoints import SCRIPTS
 
 if TYPE_CHECKING:
@@ -128,7 +129,26 @@ def test_why_it_does_not_start(
     assert "The log's last lines:" in failed.stderr
     assert "--port: invalid value" in run("start", "--port", 70000, code=1).stderr
     assert "no name for a service" in run("start", "--name", "../x", code=1).stderr
-    assert {path.suffix for path in state_dir.iterdir()} <= {".json", ".log"}
+    assert {path.suffix for path in state_dir.iterdir()} <= {".json", ".log", ".lock"}
+
+
+def test_two_starts_at_once(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """One of them starts the service, the other finds it running; both return when it answers."""
+    with ThreadPoolExecutor(2) as pool:
+        said = [one.stdout for one in pool.map(lambda _: run("start", "--port", 0), range(2))]
+    assert sorted(text.partition(":")[0] for text in said) == ["Already running", "Started"]
+    assert said[0].partition(":")[2] == said[1].partition(":")[2]
+
+
+def test_a_state_that_cannot_be_written(run: Callable[..., subprocess.CompletedProcess[str]], state_dir: Path) -> None:
+    """Nothing is left running that nobody could stop."""
+    (state_dir / "default.json").mkdir(parents=True)  # no file can take its place
+    failed = run("start", "--port", 0, code=1)
+    assert "default.json" in failed.stderr
+    (state_dir / "default.json").rmdir()
+    environments = [process.info["environ"] or {} for process in psutil.process_iter(["environ"])]
+    mine = [one for one in environments if one.get("LIB_MLX_STATE_DIR") == str(state_dir)]
+    assert mine == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
@@ -150,8 +170,9 @@ def test_a_pid_that_belongs_to_somebody_else(
 ) -> None:
     """A state whose process id was given to another process is a crash, and stop leaves that process alone."""
     with subprocess.Popen(["sleep", "60"]) as other:
-        created = psutil.Process(other.pid).create_time() - 1000
-        write_state(ServiceState("default", "running", other.pid, created, "http://127.0.0.1:1"))
+        began = birth(other.pid)
+        assert began is not None
+        write_state(ServiceState("default", "running", other.pid, began - 1000, "http://127.0.0.1:1"))
         assert read_state("default").status == "crashed"
         run("stop")
         assert other.poll() is None
