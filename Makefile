@@ -15,7 +15,7 @@ demo: library $(CHAT)
 	@model=$$($(BIN)/lib-mlx pull $(MODEL)) && exec ./$(CHAT) "$$model" $(if $(PROMPT),"$(PROMPT)")
 
 test: library
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone" $(ARGS)
 	$(BIN)/python -m pytest -m alone $(ARGS) || [ $$? = 5 ] # none of them in ARGS
 
 lint: $(SYNCED)
