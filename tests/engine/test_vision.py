@@ -179,6 +179,17 @@ def test_features_are_kept_when_prompts_are_not() -> None:
             loaded.unload()
 
 
+def test_limits_count_what_is_kept_of_images() -> None:
+    """An eighth of what a limit leaves for caches is for features at most."""
+    loaded = engine.load(inspect(PLAIN), EngineConfig(memory_limit_bytes=20_000_000))
+    try:
+        assert loaded._encoder is not None
+        assert 2_000_000 < loaded._encoder.features.max_bytes <= 2_500_000
+        finished(Run(loaded, case_request("one")))
+    finally:
+        loaded.unload()
+
+
 def test_order_and_places(model: EngineModel) -> None:
     """Images stand where they were put among the text."""
     run = Run(model, request(user("a", shot("icon"), "b", shot("twins"), "c"), max_tokens=1))
