@@ -55,7 +55,8 @@ def picture(case: dict[str, Any]) -> Any:
     """The screenshot of a case."""
     from PIL import Image
 
-    return Image.open(FIXTURES / case["file"])
+    with Image.open(FIXTURES / case["file"]) as file:
+        return file.convert("RGB")
 
 
 @cache

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import mlx.core as mx
 import numpy as np
-import pytest
 
 from lib_mlx.grounding import pointer_head
 from tests.grounding.conftest import TRAINED, loaded
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_many_patches(monkeypatch: pytest.MonkeyPatch) -> None:
