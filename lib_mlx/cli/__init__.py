@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 
 from lib_mlx import LibMlxError, __version__
-from lib_mlx.cli import bench, bundle, chat, config, doctor, models, openapi, pull, remote, run, serve, service, units
+from lib_mlx.cli import (
+    bench,
+    bundle,
+    chat,
+    config,
+    doctor,
+    export,
+    models,
+    openapi,
+    pull,
+    remote,
+    run,
+    serve,
+    service,
+    units,
+)
 from lib_mlx.cli.errors import EXIT_CODES, exit_code
 
 _EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -43,6 +58,7 @@ app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.command("openapi")(openapi.openapi)
 app.command("bundle")(bundle.bundle)
+app.add_typer(export.app, name="export")
 app.add_typer(config.app, name="config")
 app.add_typer(units.app, name="service")
 

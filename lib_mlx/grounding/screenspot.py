@@ -92,7 +92,9 @@ def _example(entry: dict[str, Any], images: Path, domain: str | None) -> Example
     return Example(path, str(entry["instruction"]), box, domain or str(entry["group"]), str(kind))
 
 
-def evaluate(examples: Iterable[Example], ground: Ground, *, most: int = 3, area: int | None = None) -> Iterator[Outcome]:
+def evaluate(
+    examples: Iterable[Example], ground: Ground, *, most: int = 3, area: int | None = None
+) -> Iterator[Outcome]:
     """Ground each example and yield what came of it. Pointing at nothing is a miss.
 
     Args:
@@ -134,7 +136,7 @@ def _scores(
 
 
 def averages(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
-    """Return the share of examples by metric: of each group and kind ("web-text"), of each group, each kind, and all."""
+    """Return the share of examples by metric: of each group and kind ("web-text"), each group, each kind, and all."""
     table: dict[str, dict[str, float]] = {}
     groups = dict.fromkeys(outcome.example.group for outcome in outcomes)
     kinds = dict.fromkeys(outcome.example.kind for outcome in outcomes)
