@@ -28,11 +28,39 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class PixelBounds:
+    """The least and the most pixels of an image as the model sees it; None: as the model has it."""
+
+    least: int | None = None
+    most: int | None = None
+
+    def over(self, other: PixelBounds) -> PixelBounds:
+        """Return these bounds, with those of `other` where these say nothing."""
+        return PixelBounds(
+            other.least if self.least is None else self.least, other.most if self.most is None else self.most
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture in a message."""
+
+    source: bytes | str = field(repr=False)
+    """A file's content (PNG, JPEG, WebP, GIF or BMP); or, until a server has fetched it, its URL."""
+    bounds: PixelBounds = PixelBounds()
+    param: str = "images"
+    """The field it came from, for errors."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation, free of any dialect."""
 
     role: Role
     content: str = ""
+    """Its text."""
+    parts: tuple[str | Image, ...] = ()
+    """All that it holds, in order, if that is more than text."""
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
@@ -114,12 +142,19 @@ class GenerationRequest:
     """The form of the answer, if it is not tool calls: with forced ones it has no effect."""
     logprobs: int | None = None
     """Report each token of the answer with its log-probability and those of this many likeliest ones at its place."""
+    pixel_bounds: PixelBounds = PixelBounds()
+    """Of images that have none of their own."""
     cache_salt: str = ""
     """Prompts are reused only among requests with the same salt: others cannot learn from timing what was asked."""
     client: str = ""
     """Who asks: clients take turns, so that none waits for all that another has asked for."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template."""
+
+    @property
+    def images(self) -> list[Image]:
+        """All pictures of the conversation, in order."""
+        return [part for message in self.messages for part in message.parts if isinstance(part, Image)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,5 +224,6 @@ def _loaded_status(model: ModelStatus, engine: EngineModel | None, error: LibMlx
             device=engine.device,
             weights=engine.weights,
             blas=engine.blas,
+            encoders=engine.encoders,
         )
     return replace(model, status="failed", stage="", error=error.to_json() if error else None)

@@ -18,22 +18,29 @@ from lib_mlx.engine.preparation import RequestPreparer
 from lib_mlx.engine.scheduler import Scheduler
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import Cancelled, InsufficientMemory, LibMlxError, ShuttingDown
+from lib_mlx.generation import PixelBounds
 from lib_mlx.models.loader import check_cancelled, load_tokenizer, load_weights
 from lib_mlx.models.pooling import read_pooling
+from lib_mlx.models.upstream_vlm import import_mlx_vlm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.engine.job import PreparedRequest
+    from lib_mlx.engine.media_encoder import MediaEncoder
     from lib_mlx.engine.prefix_store import PrefixStore
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
+    from lib_mlx.models.media_prompt import MediaReader
+    from lib_mlx.status import EncoderState
 
 T = TypeVar("T")
+_UNWINDING_S = 0.005  # between two looks whether an image is still being encoded
 _SUSPENDED_S = 0.1  # between two looks whether a model is still suspended
 _PREFIX_BYTES = 2 << 30  # of KV kept of past requests, if the machine has ten times as much memory
+_IMAGE_BYTES = 256 << 20  # of features kept of past images, if the machine has fifty times as much memory
 _UNKNOWN_CONTEXT = 8192  # tokens, for a checkpoint that states no context length
 _TOKENIZER_SHARE = 0.1  # of the progress of a load
 
@@ -51,6 +58,8 @@ class EngineModel:
         blas_name: str | None,
         config: EngineConfig,
         store: PrefixStore | None = None,
+        media: MediaReader | None = None,
+        encoder: MediaEncoder | None = None,
     ) -> None:
         own = checkpoint.context_length or _UNKNOWN_CONTEXT
         self.context_length = min(own, config.context_length) if config.context_length else own
@@ -69,17 +78,28 @@ class EngineModel:
             context_length=self.context_length,
             thinking=config.thinking_enabled,
             cuts_prompts=not weights.cache.sliceable,
+            media=media,
         )
+        self._encoder = encoder
         self._scheduler = scheduler
         self._embedder = Embedder(weights.network, read_pooling(checkpoint.path))
         self._store = store
-        self._closed = False  # written by the engine thread alone
+        self._closed = self._released = False  # written by the engine thread alone
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the model can do: completion, and of tools and thinking what its tokenizer and template show."""
-        tools = ("tools",) if self._tokenizer.wrapper.has_tool_calling else ()
-        return ("completion", *tools, *(("thinking",) if self.reasons else ()))
+        """What the model can do: completion, and of vision, tools and thinking what it and its template show."""
+        has = {
+            "vision": self._preparer.sees,
+            "tools": self._tokenizer.wrapper.has_tool_calling,
+            "thinking": self.reasons,
+        }
+        return ("completion", *(name for name, there in has.items() if there))
+
+    @property
+    def encoders(self) -> EncoderState | None:
+        """Whether the encoders' weights are in memory; None of a model without any."""
+        return None if self._encoder is None else "loaded" if self._encoder.loaded else "waiting"
 
     @property
     def reasons(self) -> bool:
@@ -191,20 +211,29 @@ class EngineModel:
 
     def unload(self) -> None:
         """End every request and give the memory back. Requests that come later end with `shutting_down`."""
-        get_worker().run(self._close)
+        while not get_worker().run(self._close):
+            time.sleep(_UNWINDING_S)
 
-    def _close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        get_worker().discard(self._scheduler)
-        self._scheduler.fail_all(_unloading())
-        _deliver(self._scheduler.step())
+    def _close(self) -> bool:
+        """Let go of everything; False if this was called from within the encoder, which has to end first."""
+        if self._released:
+            return True
+        if not self._closed:
+            self._closed = True
+            get_worker().discard(self._scheduler)
+            self._scheduler.fail_all(_unloading())
+            _deliver(self._scheduler.step())
+        if self._encoder is not None:
+            if self._encoder.active:
+                return False
+            self._encoder.close()
+        self._released = True
         if self._store is not None:
             self._store.save(self._scheduler.prefixes)
         self._scheduler.close()
         self._embedder.close()
         heap.release()
+        return True
 
     def _evaluate(self, cancelled: Callable[[], bool], work: Callable[..., T], *args: Any) -> T:
         """Call `work` on the engine thread, when the model is not suspended."""
@@ -223,6 +252,8 @@ class EngineModel:
     def _set_suspended(self, value: bool) -> None:
         self._refuse_if_closed()
         self._scheduler.suspended = value
+        if self._encoder is not None:
+            self._encoder.suspend(value)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -262,6 +293,9 @@ def load(
     worker = get_worker()
     check_cancelled(cancelled)
     memory.check_fits(checkpoint.weight_bytes, f"The model {checkpoint.path.name!r}")
+    if checkpoint.has_towers:
+        progress(0.0, "importing")
+        import_mlx_vlm(checkpoint)  # before, not beside the tokenizer: transformers cannot be imported by two threads
     progress(_TOKENIZER_SHARE, "weights")
     weights = worker.submit(
         _load_weights,
@@ -275,7 +309,9 @@ def load(
         loaded, blas_name = weights.result()
         progress(1 - _TOKENIZER_SHARE, "tokenizer")
         store = _open_store(checkpoint, loaded, config)
-        scheduler = worker.run(_new_scheduler, loaded, frozenset(tokenizer.wrapper.eos_token_ids), config, store)
+        media, encoder = _media(checkpoint, tokenizer, loaded, config)
+        eos = frozenset(tokenizer.wrapper.eos_token_ids)
+        scheduler = worker.run(_new_scheduler, loaded, eos, config, store, encoder)
         model = EngineModel(
             checkpoint,
             tokenizer,
@@ -284,6 +320,8 @@ def load(
             blas_name=blas_name,
             config=config,
             store=store,
+            media=media,
+            encoder=encoder,
         )
         check_cancelled(cancelled)
         worker.run(worker.add, scheduler)  # last: nothing refers to a load that did not succeed
@@ -292,7 +330,7 @@ def load(
             weights.result()  # the engine thread still reads the checkpoint
         error.__cause__ = error.__context__ = None
         traceback.clear_frames(error.__traceback__)  # they hold what was loaded
-        loaded = scheduler = model = weights = None  # type: ignore[assignment]
+        loaded = scheduler = model = weights = media = encoder = None  # type: ignore[assignment]
         worker.run(heap.release)
         raise
     progress(1.0, "ready")
@@ -316,7 +354,9 @@ def _load_weights(
         get_worker().breathe()  # other models' streams go on meanwhile
         return cancelled()
 
-    weights = load_weights(checkpoint, progress, breathe, config.cpu_weights, config.kv_bits)
+    weights = load_weights(
+        checkpoint, progress, breathe, config.cpu_weights, config.kv_bits, lazy_encoders=config.lazy_encoders
+    )
     if config.memory_limit_bytes is not None and weights.nbytes >= config.memory_limit_bytes:
         raise InsufficientMemory(
             f"The weights take {weights.nbytes / 1e9:.2f} GB, the limit is {config.memory_limit_bytes / 1e9:.2f} GB.",
@@ -334,7 +374,32 @@ def _open_store(checkpoint: Checkpoint, weights: Weights, config: EngineConfig) 
     return open_store(config.prefix_cache_path, checkpoint, weights.kind, weights.device, config.kv_bits)
 
 
-def _new_scheduler(weights: Weights, eos: frozenset[int], config: EngineConfig, store: PrefixStore | None) -> Scheduler:
+def _media(
+    checkpoint: Checkpoint, tokenizer: LoadedTokenizer, weights: Weights, config: EngineConfig
+) -> tuple[MediaReader | None, MediaEncoder | None]:
+    """Return what reads a request's images and what encodes them, of a model with encoders."""
+    if weights.vision is None:
+        return None, None
+    from lib_mlx.engine.media_encoder import MediaEncoder
+    from lib_mlx.models.media_prompt import MediaReader
+
+    bounds = PixelBounds(config.min_pixels, config.max_pixels)
+    reader = MediaReader(checkpoint, tokenizer, weights.vision.image_token, bounds)
+    kept = config.image_cache_bytes
+    encoder = MediaEncoder(
+        weights.vision, reader, min(_IMAGE_BYTES, memory.total_bytes() // 50) if kept is None else kept
+    )
+    encoder.loaded = not config.lazy_encoders
+    return reader, encoder
+
+
+def _new_scheduler(
+    weights: Weights,
+    eos: frozenset[int],
+    config: EngineConfig,
+    store: PrefixStore | None,
+    encoder: MediaEncoder | None,
+) -> Scheduler:
     prefix_bytes = config.prefix_cache_bytes
     if prefix_bytes is None:
         prefix_bytes = min(_PREFIX_BYTES, memory.total_bytes() // 10)
@@ -349,6 +414,7 @@ def _new_scheduler(weights: Weights, eos: frozenset[int], config: EngineConfig, 
         prefill_rate=256 if mx.default_device() == mx.cpu else 4096,
         prefix_bytes=prefix_bytes,
         kv_bytes=kv_bytes,
+        encoder=encoder,
     )
     if store is not None:
         store.load(scheduler.prefixes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from lib_mlx.errors import InvalidArgument
 
@@ -13,20 +12,6 @@ MIN_PIXELS = 4 * FACTOR**2
 MAX_PIXELS = 16384 * FACTOR**2
 MAX_RATIO = 200
 """Of the longer side to the shorter."""
-
-
-@dataclass(frozen=True, slots=True)
-class PixelBounds:
-    """The least and the most pixels of an image as the model sees it; None: the checkpoint's own bound."""
-
-    least: int | None = None
-    most: int | None = None
-
-    def over(self, other: PixelBounds) -> PixelBounds:
-        """Return these bounds, with those of `other` where these say nothing."""
-        return PixelBounds(
-            other.least if self.least is None else self.least, other.most if self.most is None else self.most
-        )
 
 
 def smart_resize(

@@ -9,6 +9,7 @@ Rows with and without images are processed and decoded together.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,28 +23,17 @@ from lib_mlx.models import upstream_vlm
 from lib_mlx.models.upstream import KVCache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Self
 
     from numpy.typing import NDArray
 
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.kv_cache import KVCache as Caches
+    from lib_mlx.models.media_prompt import PromptMedia, Span
 
 _NO_EXTRAS = frozenset({"inputs_embeds", "position_ids", "rope_deltas"})
 """What `VisionNetwork` takes of an upstream model's embeddings."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Neighbouring image tokens of a prompt, from `start` on, and where their features are in those of the image."""
-
-    start: int
-    stop: int
-    image: str
-    """The image's digest."""
-    first: int = 0
-    """The feature of the first token."""
 
 
 @dataclass(eq=False)
@@ -224,31 +214,72 @@ class VisionNetwork:
         rows = [_with_features(texts[index], row, length) for index, row in enumerate(state.rows)]
         return tokens, mx.stack(rows)
 
-    def encode(self, tokens: Sequence[int], inputs: Mapping[str, mx.array]) -> mx.array:
-        """Return the features of one image, of shape (image tokens, hidden), not evaluated.
+    def encode(
+        self, tokens: Sequence[int], inputs: Mapping[str, Any], between: Callable[[], None] = lambda: None
+    ) -> mx.array:
+        """Return the features of one image, of shape (image tokens, hidden).
 
         Args:
             tokens: what stands for it in a prompt.
             inputs: what the processor made of it.
+            between: called between two layers of the encoder; what it raises ends the work.
 
         Raises:
             UnsupportedFeature: the network wants more of an image than features.
         """
-        embeddings = self.whole.get_input_embeddings(mx.array([list(tokens)]), **inputs)
+        arrays = {name: mx.array(value) for name, value in inputs.items()}
+        with paced(self._layers_of_towers(), between):
+            embeddings = self.whole.get_input_embeddings(mx.array([list(tokens)]), **arrays)
         extras = {name for name, value in embeddings.to_dict().items() if value is not None} - _NO_EXTRAS
         if extras:
             raise UnsupportedFeature(
                 f"Images of this architecture cannot be read: it needs {min(extras)}.", hint="Use another model."
             )
         places = [index for index, token in enumerate(tokens) if token == self.image_token]
-        return cast("mx.array", embeddings.inputs_embeds[0, mx.array(places)])
+        features = embeddings.inputs_embeds[0, mx.array(places)]
+        mx.eval(features)
+        return cast("mx.array", features)
 
-    def places(self, tokens: Sequence[int], grids: mx.array | None) -> tuple[NDArray[np.int32] | None, int]:
+    def _layers_of_towers(self) -> list[Module]:
+        modules: Any = [module for part in self._parts() for module in part.modules()]  # type: ignore[no-untyped-call]
+        lists = [value for module in modules for value in module.children().values() if isinstance(value, list)]
+        return [layer for layers in lists for layer in layers if isinstance(layer, Module)]
+
+    def plan(self, media: PromptMedia) -> MediaPlan:
+        """Return the plan of a prompt with images, of which none is encoded yet."""
+        return MediaPlan(media.spans, *self.places(media.tokens, media.grids))
+
+    def places(self, tokens: Sequence[int], grids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32] | None, int]:
         """Return `MediaPlan.positions` and `delta` of a prompt; `grids` are the images' (time, height, width)."""
-        if not self.rotates or grids is None:
+        if not self.rotates or not grids:
             return None, 0
-        positions, delta = self.language.get_rope_index(mx.array([list(tokens)]), grids, None, None)
+        shapes = mx.array([list(grid) for grid in grids])
+        positions, delta = self.language.get_rope_index(mx.array([list(tokens)]), shapes, None, None)
         return np.array(positions[:, 0], np.int32), int(delta.item())
+
+
+@contextlib.contextmanager
+def paced(layers: Iterable[Module], between: Callable[[], None]) -> Iterator[None]:
+    """Have each of `layers` evaluate its output and call `between`, so that one evaluation is one layer's."""
+    kinds: dict[type[Module], type[Module]] = {}
+    changed = [(layer, type(layer)) for layer in layers]
+    try:
+        for layer, kind in changed:
+            layer.__class__ = kinds.setdefault(kind, _paced_kind(kind, between))
+        yield
+    finally:
+        for layer, kind in changed:
+            layer.__class__ = kind
+
+
+def _paced_kind(kind: Any, between: Callable[[], None]) -> type[Module]:
+    def call(self: Module, *args: Any, **options: Any) -> Any:
+        output = kind.__call__(self, *args, **options)
+        mx.eval(output)
+        between()
+        return output
+
+    return type(kind.__name__, (kind,), {"__call__": call})
 
 
 def load_network(checkpoint: Checkpoint) -> VisionNetwork:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lib_mlx.errors import InvalidArgument
-from lib_mlx.models.image_size import FACTOR, PixelBounds, fetch_resize, smart_resize
+from lib_mlx.generation import PixelBounds
+from lib_mlx.models.image_size import FACTOR, fetch_resize, smart_resize
 from tests.fixtures import GUI
 
 CASES: list[dict[str, Any]] = json.loads((GUI / "expected/smart_resize.json").read_text())

@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from lib_mlx.models.upstream import BatchGenerator, StopSequences
+from lib_mlx.engine.serial import SerialGenerator
+from lib_mlx.models.upstream import BatchGenerator, StopSequences, greedy_sampler
 from lib_mlx.models.vision_network import RowState
 from tests.models.vision import POINTERS, TOLERANCE, encode, network, plain_case, pointer_case
 
@@ -76,6 +77,30 @@ def test_a_batch_of_images_and_text() -> None:
             step()
     while step():
         pass
+    assert [*made.values()] == [reference.facts["new_tokens"] for reference in references]
+
+
+def test_rows_that_decode_in_turns() -> None:
+    """Where rows cannot be merged, images are read too."""
+    references = [plain_case(name) for name in ("one", "none", "two")]
+    vision = network(references[0].model)
+    batch = SerialGenerator(vision)
+    batch.prefill_step_size = 50
+    made: dict[int, list[int]] = {}
+    for reference in references:
+        (uid,) = batch.insert_segments(
+            [[reference.tokens]],
+            max_tokens=[10],
+            caches=[[*vision.make_cache(), RowState.new(encode(reference))]],
+            all_tokens=[[]],
+            samplers=[greedy_sampler],
+            logits_processors=[[]],
+            stop_sequences=[StopSequences()],
+        )
+        made[uid] = []
+    while min(map(len, made.values())) < 10:
+        for row in batch.next()[1]:
+            made[row.uid].append(row.token)
     assert [*made.values()] == [reference.facts["new_tokens"] for reference in references]
 
 

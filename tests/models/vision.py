@@ -13,8 +13,9 @@ from PIL import Image
 
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import load_weights
+from lib_mlx.models.media_prompt import Span
 from lib_mlx.models.upstream_vlm import load_processor
-from lib_mlx.models.vision_network import MediaPlan, Span, VisionNetwork
+from lib_mlx.models.vision_network import MediaPlan, VisionNetwork
 from tests.fixtures import GUI
 
 if TYPE_CHECKING:
@@ -42,9 +43,8 @@ class Reference:
         return [int(token) for token in self.tensors["input_ids"]]
 
     @property
-    def grids(self) -> mx.array | None:
-        grids = self.tensors.get("image_grid_thw")
-        return None if grids is None or not grids.size else mx.array(grids)
+    def grids(self) -> list[list[int]]:
+        return [] if "image_grid_thw" not in self.tensors else self.tensors["image_grid_thw"].tolist()
 
 
 def plain_case(name: str) -> Reference:
@@ -98,7 +98,7 @@ def encode(reference: Reference) -> MediaPlan:
     for number, path in enumerate(reference.images):
         with Image.open(path) as image:
             made = processor(reference.model)(text=["<|image_pad|>"], images=[image], **reference.bounds)
-        inputs = {name: mx.array(value) for name, value in made.items() if name not in {"input_ids", "attention_mask"}}
+        inputs = {name: value for name, value in made.items() if name not in {"input_ids", "attention_mask"}}
         piece = made["input_ids"][0].tolist()
         features[str(number)] = vision.encode(piece, inputs)
         start = next(index for index in range(at, len(tokens)) if tokens[index] == image_token)
