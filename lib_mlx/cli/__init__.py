@@ -9,12 +9,15 @@ import typer
 
 from lib_mlx import LibMlxError, __version__
 from lib_mlx.cli import (
+    agent,
     bench,
     bundle,
     chat,
     config,
     doctor,
+    evaluate,
     export,
+    ground,
     models,
     openapi,
     pull,
@@ -58,6 +61,9 @@ app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.command("openapi")(openapi.openapi)
 app.command("bundle")(bundle.bundle)
+app.command("ground")(ground.ground)
+app.command("agent")(agent.agent)
+app.add_typer(evaluate.app, name="eval")
 app.add_typer(export.app, name="export")
 app.add_typer(config.app, name="config")
 app.add_typer(units.app, name="service")

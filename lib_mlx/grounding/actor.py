@@ -52,14 +52,22 @@ class GuiActor:
         self._interface = interface
         self._decode = decode
 
-    def ground(self, prompt: GroundingPrompt) -> Generator[int, None, Grounding]:
+    def close(self) -> None:
+        """Let go of the model."""
+        self._backbone = self._head = None  # type: ignore[assignment]
+
+    def ground(self, prompt: GroundingPrompt, features: mx.array) -> Generator[int, None, Grounding]:
         """Find what a prompt means; at each `yield`, of the tokens made so far, others may have their turn.
+
+        Args:
+            prompt: picture and instruction.
+            features: (merged patches, width), what the vision tower made of the picture.
 
         Raises:
             TargetNotFound: the model's own answer has no pointer.
             CorruptModel: the weights give no numbers.
         """
-        made, attention = yield from self.attend(prompt)
+        made, attention = yield from self.attend(prompt, features)
         pictured = prompt.screenshot
         pointers = tuple(_pointer(scores, pictured.columns) for scores in attention)
         found = Grounding("", pointers, pictured.width, pictured.height, pictured.columns, pictured.rows)
@@ -68,11 +76,11 @@ class GuiActor:
         text = answer_text(text, pixels)
         return Grounding(text, pointers, found.width, found.height, found.columns, found.rows)
 
-    def attend(self, prompt: GroundingPrompt) -> Generator[int, None, tuple[list[int], list[list[float]]]]:
+    def attend(
+        self, prompt: GroundingPrompt, features: mx.array
+    ) -> Generator[int, None, tuple[list[int], list[list[float]]]]:
         """Return the tokens that were made and, for each pointer, the attention over patches; see `ground`."""
-        pictured = prompt.screenshot
-        embedded = self._backbone.embed(prompt.tokens, pictured.pixels, pictured.grid)
-        yield 0
+        embedded = self._backbone.embed(prompt.tokens, features, prompt.screenshot.grid)
         cache = self._backbone.new_cache()
         pointers: list[Any] = []
         count = len(prompt.tokens)
@@ -91,9 +99,7 @@ class GuiActor:
                 hint="Name something that is on the picture.",
                 param="instruction",
             )
-        image = [at for at, token in enumerate(prompt.tokens) if token == self._interface.image]
-        patches = embedded.values[0][mx.array(image)]
-        attention = self._head.attention(patches, mx.concatenate(pointers))
+        attention = self._head.attention(features, mx.concatenate(pointers))
         return made, attention.tolist()  # type: ignore[return-value]  # two dimensions make lists of lists
 
     def _generate(

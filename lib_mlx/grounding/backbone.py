@@ -1,54 +1,67 @@
-"""The one place that looks into mlx-vlm's Qwen2-VL and Qwen2.5-VL (pinned to 0.7; tests/grounding/test_actor.py).
+"""The one place that looks into mlx-vlm's language models of Qwen (pinned to 0.7; tests/grounding/test_actor.py).
 
-The head needs what a language model does not show: the embeddings it was given and the hidden states it ends with. And
-nothing here uses the positions that mlx-vlm's language model remembers between calls: several images take turns.
-Engine thread only.
+The head needs what a language model does not show: the hidden states that it ends with. Engine thread only.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from lib_mlx.models.kv_cache import new_cache
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
+    from lib_mlx.models.kv_cache import KVCache
+    from lib_mlx.models.vision_network import VisionNetwork
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A prompt with an image, ready for the language model."""
+
+    values: mx.array
+    """(1, tokens, width)."""
+    positions: mx.array
+    """(3, 1, tokens): in time, down and across."""
+    delta: int
+    """Add it to a later token's index to get its position: an image takes fewer positions than tokens."""
 
 
 class Backbone:
-    """The network of a Qwen2-VL or Qwen2.5-VL.
+    """A Qwen2-VL or Qwen2.5-VL without its vision tower.
 
     Args:
-        network: mlx-vlm's model.
+        network: with that language model.
     """
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: VisionNetwork) -> None:
         self._network = network
-        self._inner = network.language_model.model
+        self._inner = network.language.model
 
-    def new_cache(self) -> list[Any]:
+    def new_cache(self) -> KVCache:
         """Return an empty cache for one prompt."""
-        return new_cache(self._network.language_model)
+        return self._network.make_cache()
 
-    def embed(self, tokens: Sequence[int], pixels: np.ndarray, grid: tuple[int, int, int]) -> Embedded:
-        """Run the vision tower and put its output among the tokens' embeddings.
+    def embed(self, tokens: Sequence[int], features: mx.array, grid: tuple[int, int, int]) -> Embedded:
+        """Put an image's features among the tokens' embeddings.
 
         Args:
-            tokens: the prompt's, with one image token for each merged patch.
-            pixels: what the image processor made: (patches, values).
-            grid: of patches: images, rows, columns.
+            tokens: the prompt's, with one image token for each feature, side by side.
+            features: (merged patches, width), what the vision tower made of the image.
+            grid: of its patches: 1, rows, columns.
         """
-        made = self._network.get_input_embeddings(
-            mx.array([tokens]), mx.array(pixels), image_grid_thw=mx.array([grid]), mask=None
-        )
-        mx.eval(made.inputs_embeds, made.position_ids, made.rope_deltas)
-        return Embedded(made.inputs_embeds, made.position_ids, int(made.rope_deltas.item()))
+        texts = self._inner.embed_tokens(mx.array(list(tokens)))
+        begin = tokens.index(self._network.image_token or 0)
+        end = begin + features.shape[0]
+        values = mx.concatenate([texts[:begin], features.astype(texts.dtype), texts[end:]])[None]
+        positions, delta = self._network.places(tokens, [grid])
+        if positions is None:
+            raise TypeError("the network does not place tokens in height and width")
+        return Embedded(values, mx.array(positions)[:, None], delta)
 
-    def states(self, embedded: Embedded, start: int, end: int, cache: list[Any]) -> mx.array:
+    def states(self, embedded: Embedded, start: int, end: int, cache: KVCache) -> mx.array:
         """Process a stretch of the prompt; returns the hidden states after the final norm: (tokens, width)."""
         values = embedded.values[:, start:end]
         positions = embedded.positions[..., start:end]
@@ -56,7 +69,7 @@ class Backbone:
         mx.eval(found, [layer.state for layer in cache])
         return found
 
-    def next_state(self, token: int, position: int, cache: list[Any]) -> mx.array:
+    def next_state(self, token: int, position: int, cache: KVCache) -> mx.array:
         """Process one more token at its index plus `Embedded.delta`; returns its state: (1, width)."""
         positions = mx.full((3, 1, 1), position)
         found: mx.array = self._inner(mx.array([[token]]), cache=cache, position_ids=positions)[0]
@@ -64,19 +77,7 @@ class Backbone:
 
     def logits(self, states: mx.array) -> mx.array:
         """Return (tokens, vocabulary) for hidden states."""
-        language = self._network.language_model
+        language: Any = self._network.language
         tied = language.args.tie_word_embeddings
         logits: mx.array = self._inner.embed_tokens.as_linear(states) if tied else language.lm_head(states)
         return logits
-
-
-class Embedded:
-    """A prompt with an image, ready for the language model."""
-
-    def __init__(self, values: mx.array, positions: mx.array, delta: int) -> None:
-        self.values = values
-        """(1, tokens, width)."""
-        self.positions = positions
-        """(3, 1, tokens): in time, down and across."""
-        self.delta = delta
-        """Add it to a later token's index to get its position: an image takes fewer positions than tokens."""

@@ -99,12 +99,11 @@ class Interface:
         added = tuple(token.content for token in backend.get_added_tokens_decoder().values())
         return cls(SYSTEM_PROMPTS[model_type], image, pad, end, stops, added)
 
-    def prompt(self, instruction: str, *, patches: int, free: bool, system: str | None = None) -> str:
-        """Return the prompt's text.
+    def prompt(self, instruction: str, *, free: bool, system: str | None = None) -> str:
+        """Return the prompt's text, with one `<|image_pad|>` for the whole image.
 
         Args:
             instruction: what to point at.
-            patches: how many the image has.
             free: leave the answer to the model, instead of beginning it with one pointer.
             system: in place of the model's own system prompt.
 
@@ -121,10 +120,10 @@ class Interface:
                         hint="Say it in other words.",
                         param="instruction",
                     )
-        image = f"<|vision_start|>{'<|image_pad|>' * patches}<|vision_end|>"
         return (
             f"<|im_start|>system\n{system or self.system}<|im_end|>\n"
-            f"<|im_start|>user\n{image}{instruction}<|im_end|>\n{'' if free else _BEGUN}"
+            f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{instruction}<|im_end|>\n"
+            f"{'' if free else _BEGUN}"
         )
 
 

@@ -13,9 +13,10 @@ from mlx.nn.layers.normalization import LayerNorm
 from mlx.utils import tree_flatten
 
 from lib_mlx.errors import CorruptModel
-from lib_mlx.grounding.interface import HEAD_PREFIX, tensor_files
+from lib_mlx.grounding.interface import HEAD_PREFIX
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 HEADS = 8
@@ -93,30 +94,30 @@ def _apply(layers: list[Any], values: mx.array) -> mx.array:
     return values
 
 
-def load_head(path: Path) -> PointerHead:
-    """Read the head of the checkpoint at `path`, evaluated, in float32 whatever the rest is in.
+def load_head(tensors: Mapping[str, mx.array], source: Path) -> PointerHead:
+    """Return the head of a checkpoint, evaluated, in float32 whatever it is stored in.
+
+    Args:
+        tensors: the checkpoint's, by name; all but the head's are left alone.
+        source: the checkpoint's directory, for errors.
 
     Raises:
         CorruptModel: a tensor of it is missing, or one does not fit.
     """
-    files = {name: file for name, file in tensor_files(path).items() if name.startswith(HEAD_PREFIX)}
-    weights = []
-    for file in sorted(set(files.values())):
-        tensors: Any = mx.load(str(file))
-        weights += [
-            (name.removeprefix(HEAD_PREFIX), value.astype(mx.float32))
-            for name, value in tensors.items()
-            if name.startswith(HEAD_PREFIX)
-        ]
+    weights = [
+        (name.removeprefix(HEAD_PREFIX), value.astype(mx.float32))
+        for name, value in tensors.items()
+        if name.startswith(HEAD_PREFIX)
+    ]
     norm = dict(weights).get("layer_norm.weight")
     if norm is None:
-        raise CorruptModel(f"{path} has no pointer head.", hint="Fetch the model again.")
+        raise CorruptModel(f"{source} has no pointer head.", hint="Fetch the model again.")
     head = PointerHead(norm.shape[0])
     try:
         head.load_weights(weights)
     except ValueError as error:
         raise CorruptModel(
-            f"The pointer head of {path} does not work: {error}.", hint="Fetch the model again."
+            f"The pointer head of {source} does not work: {error}.", hint="Fetch the model again."
         ) from error
     parameters: Any = tree_flatten(head.parameters())  # type: ignore[no-untyped-call]
     mx.eval([value for _, value in parameters])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lib_mlx.agent import Place
-from tests.grounding.conftest import TRAINED, loaded, outcome
+from tests.grounding.conftest import TRAINED, loaded
 from tests.server.web.conftest import browser
 
 if TYPE_CHECKING:
@@ -20,13 +20,7 @@ __all__ = ["browser"]
 
 def find_with_tiny_actor(picture: Image, target: str) -> Place:
     """Ask the trained tiny GUI-Actor, in this thread."""
-    from lib_mlx.grounding.actor import GroundingPrompt
-    from lib_mlx.grounding.screenshot import read_screenshot
-
-    known = loaded(TRAINED)
-    screenshot = read_screenshot(picture, known.image_processor)
-    text = known.interface.prompt(target, patches=screenshot.patches, free=False)
-    point = outcome(known.actor.ground(GroundingPrompt(known.encode(text), screenshot))).point
+    point = loaded(TRAINED).ground(picture, target).point
     return Place(point.x, point.y)
 
 

@@ -9,46 +9,72 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from mlx_vlm.utils import load
 
+from lib_mlx.generation import PixelBounds
 from lib_mlx.grounding.actor import GroundingPrompt, GuiActor
 from lib_mlx.grounding.backbone import Backbone
 from lib_mlx.grounding.interface import Interface
 from lib_mlx.grounding.pointer_head import load_head
-from lib_mlx.grounding.screenshot import read_screenshot
+from lib_mlx.grounding.screenshot import Screenshot, fetched
 from lib_mlx.models.checkpoint import inspect
-from lib_mlx.models.image_size import PixelBounds
-from lib_mlx.models.loader import load_tokenizer
+from lib_mlx.models.loader import load_tokenizer, load_weights
+from lib_mlx.models.media_prompt import MediaReader
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    import mlx.core as mx
+    from PIL.Image import Image
+
+    from lib_mlx.config import CpuWeights
     from lib_mlx.grounding.pointer_head import PointerHead
+    from lib_mlx.grounding.result import Grounding
+    from lib_mlx.models.media_prompt import Picture
+    from lib_mlx.models.vision_network import VisionNetwork
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures/gui"
 MODELS = ("tiny-gui-actor-qwen2vl", "tiny-gui-actor-qwen25vl")
 TRAINED = MODELS[0]
+ANY_SIZE = PixelBounds()
 
 
 @dataclass
 class Loaded:
-    """A checkpoint in memory."""
+    """A checkpoint in memory, in this thread."""
 
-    name: str
-    network: Any
+    network: VisionNetwork
     backbone: Backbone
     head: PointerHead
     interface: Interface
     actor: GuiActor
+    reader: MediaReader
     encode: Any
-    image_processor: Any
 
-    def prompt(self, case: dict[str, Any], *, max_tokens: int = 0) -> GroundingPrompt:
+    def picture(self, pixels: Image, bounds: PixelBounds) -> Picture:
+        """The picture as it enters the model."""
+        return self.reader.picture(fetched(pixels), bounds, "images")
+
+    def prompt(
+        self, pixels: Image, instruction: str, bounds: PixelBounds = ANY_SIZE, max_tokens: int = 0
+    ) -> tuple[GroundingPrompt, mx.array]:
+        """A prompt and its picture's features."""
+        entering = self.picture(pixels, bounds)
+        text = self.interface.prompt(instruction, free=bool(max_tokens))
+        _, media, _ = self.reader.place(self.encode(text), [entering], ())
+        features = self.network.encode(entering.shape.tokens, self.reader.inputs(entering))
+        assert entering.shape.grid is not None
+        screenshot = Screenshot(entering.shape.grid, pixels.width, pixels.height)
+        return GroundingPrompt(media.tokens, screenshot, max_tokens), features
+
+    def case(self, case: dict[str, Any], max_tokens: int = 0) -> tuple[GroundingPrompt, mx.array]:
         """What a case asks."""
         bounds = PixelBounds(case["min_pixels"], case["max_pixels"])
-        screenshot = read_screenshot(picture(case), self.image_processor, bounds)
-        text = self.interface.prompt(case["instruction"], patches=screenshot.patches, free=bool(max_tokens))
-        return GroundingPrompt(self.encode(text), screenshot, max_tokens)
+        return self.prompt(picture(case), case["instruction"], bounds, max_tokens)
+
+    def ground(self, pixels: Image, instruction: str) -> Grounding:
+        """What an instruction means."""
+        found: Grounding = outcome(self.actor.ground(*self.prompt(pixels, instruction)))
+        return found
 
 
 def picture(case: dict[str, Any]) -> Any:
@@ -65,20 +91,22 @@ def loaded(name: str) -> Loaded:
     return load_actor(FIXTURES / "models" / name)
 
 
-def load_actor(path: Path) -> Loaded:
+def load_actor(path: Path, cpu_weights: CpuWeights = "auto") -> Loaded:
     """Load a checkpoint."""
-    network, processor = load(str(path), strict=False)
     checkpoint = inspect(path)
+    network = load_weights(checkpoint, lambda _: None, lambda: False, cpu_weights).vision
+    assert network is not None
     tokenizer = load_tokenizer(checkpoint)
     interface = Interface.of(checkpoint.config, tokenizer)
-    backbone, head = Backbone(network), load_head(path)
+    backbone, head = Backbone(network), load_head(network.apart, path)
     backend = tokenizer.wrapper.backend_tokenizer
     actor = GuiActor(backbone, head, interface, lambda ids: str(backend.decode(ids, skip_special_tokens=False)))
+    reader = MediaReader(checkpoint, tokenizer, network.image_token, PixelBounds())
 
     def encode(text: str) -> list[int]:
         return list(backend.encode(text, add_special_tokens=False).ids)
 
-    return Loaded(path.name, network, backbone, head, interface, actor, encode, processor.image_processor)
+    return Loaded(network, backbone, head, interface, actor, reader, encode)
 
 
 @cache

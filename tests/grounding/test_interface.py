@@ -28,8 +28,8 @@ def test_prompts(model: str) -> None:
     """They are the published pipeline's, each backbone with its own system prompt."""
     interface = loaded(model).interface
     for case in cases(model).values():
-        assert interface.prompt(case["instruction"], patches=1, free=False) == case["prompt"]
-        assert case["prompt"].startswith(interface.prompt(case["instruction"], patches=1, free=True))
+        assert interface.prompt(case["instruction"], free=False) == case["prompt"]
+        assert case["prompt"].startswith(interface.prompt(case["instruction"], free=True))
         assert interface.system == case["system"]
 
 
@@ -37,7 +37,7 @@ def test_prompts(model: str) -> None:
 def test_instructions_that_are_refused(text: str) -> None:
     """None at all, and those that would be taken for the prompt's own marks."""
     with pytest.raises(InvalidArgument) as caught:
-        loaded(TRAINED).interface.prompt(text, patches=1, free=False)
+        loaded(TRAINED).interface.prompt(text, free=False)
     assert caught.value.param == "instruction"
 
 
@@ -60,4 +60,4 @@ def test_checkpoints_that_are_refused(tmp_path_factory: pytest.TempPathFactory) 
     with pytest.raises(CorruptModel, match="pointer_pad_token_id"):
         Interface.of({**checkpoint.config, "pointer_pad_token_id": None}, tokenizer)
     with pytest.raises(CorruptModel, match="pointer head"):
-        load_head(FIXTURES / "models/tiny-qwen2-vl")
+        load_head({}, path)

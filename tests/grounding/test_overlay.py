@@ -10,7 +10,7 @@ def test_the_overlay() -> None:
     from lib_mlx.grounding.overlay import overlay
 
     known, case = loaded(TRAINED), cases(TRAINED)["dialog"]
-    found = outcome(known.actor.ground(known.prompt(case)))
+    found = outcome(known.actor.ground(*known.case(case)))
     original = picture(case)
     drawn = overlay(original, found)
     assert drawn.size == original.size

@@ -21,16 +21,16 @@ SOURCE = FIXTURES / "models" / TRAINED
 @pytest.mark.parametrize("bits", [4, 8])
 def test_points(tmp_path: Path, bits: Literal[4, 8]) -> None:
     """With 4 and 8 bits every case's click lies in its target; the tower's weights are equal."""
-    known = load_actor(quantize_checkpoint(SOURCE, tmp_path / "small", bits))
+    known = load_actor(quantize_checkpoint(SOURCE, tmp_path / "small", bits), "quantized")
     for case in cases(TRAINED).values():
-        found = outcome(known.actor.ground(known.prompt(case)))
+        found = outcome(known.actor.ground(*known.case(case)))
         (x, y), (left, top, right, bottom) = found.pixel(found.point), case["target_box"]
         assert left <= x <= right, case["name"]
         assert top <= y <= bottom, case["name"]
-    towers = [dict(tree_flatten(model.network.vision_tower.parameters())) for model in (known, loaded(TRAINED))]
+    towers = [dict(tree_flatten(model.network.whole.vision_tower.parameters())) for model in (known, loaded(TRAINED))]
     assert all(mx.array_equal(towers[0][name], value) for name, value in towers[1].items())
     assert towers[0].keys() == towers[1].keys()
-    assert known.network.language_model.layers[0].mlp.gate_proj.bits == bits
+    assert known.network.layers[0].mlp.gate_proj.bits == bits
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

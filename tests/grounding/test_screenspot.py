@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lib_mlx.errors import InvalidArgument, NotFound
-from lib_mlx.grounding.actor import GroundingPrompt
-from lib_mlx.grounding.screenshot import read_screenshot
 from lib_mlx.grounding.screenspot import averages, evaluate, read_examples
-from tests.grounding.conftest import FIXTURES, TRAINED, loaded, outcome
+from tests.grounding.conftest import FIXTURES, TRAINED, loaded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,13 +22,9 @@ CASES = {case["name"]: case for case in json.loads((FIXTURES / "screenshots/case
 DOMAINS = {"mobile": ("phone",), "desktop": ("settings", "dialog"), "web": ("toolbar",)}
 
 
-def ground(picture: Image, instruction: str) -> Grounding:
+def ground(pixels: Image, instruction: str) -> Grounding:
     """The trained tiny model."""
-    known = loaded(TRAINED)
-    screenshot = read_screenshot(picture, known.image_processor)
-    text = known.interface.prompt(instruction, patches=screenshot.patches, free=False)
-    found: Grounding = outcome(known.actor.ground(GroundingPrompt(known.encode(text), screenshot)))
-    return found
+    return loaded(TRAINED).ground(pixels, instruction)
 
 
 def entry(name: str, *, corners: bool, kind: str) -> dict[str, Any]:
