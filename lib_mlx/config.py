@@ -173,6 +173,11 @@ class ServerConfig(_Config):
     """Further names that the Host header may have, beside addresses, localhost and `host`; "*" is any."""
     allowed_origins: list[Annotated[str, Field(min_length=1)]] = []
     """Web pages that may call the server, such as "https://example.org"; "*" is any. None but its own if empty."""
+    image_urls: Literal["none", "public", "any"] = "none"
+    """Which http(s) URLs of images are fetched: none, those at public addresses, or those of this machine and its
+    network too, which lets clients make the server ask there."""
+    allowed_image_paths: list[Annotated[str, Field(min_length=1)]] = []
+    """Folders of this machine from which requests may name images, by path or file URL; none if empty."""
     body_limit_bytes: Annotated[int, Field(ge=1024)] = 32 << 20
     """A larger request body is answered 413."""
     models: list[ServedModel] = []

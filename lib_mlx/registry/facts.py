@@ -28,7 +28,7 @@ class ModelFacts:
     """When its files changed last, in seconds since the epoch."""
     template: str
     capabilities: tuple[str, ...]
-    """Of completion, tools, thinking."""
+    """Of completion, vision, tools, thinking."""
     config: dict[str, Any]
 
 
@@ -47,7 +47,8 @@ def read_facts(entry: ModelEntry) -> ModelFacts:
     if entry.engine is not None:
         capabilities = entry.engine.capabilities
     else:  # what the engine would find out from the tokenizer
-        capabilities = ("completion", *(("tools",) if "tools" in template else ()))
+        found = {"vision": inspected.has_towers and "image" in template, "tools": "tools" in template}
+        capabilities = ("completion", *(name for name, there in found.items() if there))
     return ModelFacts(
         family=inspected.model_type,
         weight_bytes=inspected.weight_bytes,

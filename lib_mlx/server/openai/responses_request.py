@@ -18,6 +18,7 @@ from lib_mlx.server.http import WireModel
 from lib_mlx.server.openai.common import (
     CommonFields,
     Effort,
+    MediaFields,
     allowed_tools,
     choose_tools,
     refuse_common,
@@ -77,7 +78,7 @@ class ReasoningOptions(WireModel):
     mode: str | None = None
 
 
-class PromptFields(WireModel):
+class PromptFields(MediaFields):
     """What a prompt is made from."""
 
     model: str | None = None
@@ -192,6 +193,7 @@ def _prompt(body: PromptFields, items: Sequence[Item]) -> dict[str, Any]:
         "tool_choice": tool_choice,
         "allowed_tools": allowed_tools(body.tool_choice),
         "thinking": thinking(body.effort, body.thinking),
+        "pixel_bounds": body.pixel_bounds,
         "template_kwargs": template_variables(body.effort, body.chat_template_kwargs),
     }
 
