@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import io
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lib_mlx.config import LoadConfig, ServerConfig, parse_config
-from lib_mlx.errors import Cancelled
+from lib_mlx.errors import Cancelled, InvalidArgument
 from lib_mlx.generation import (
     Constraint,
     Failed,
@@ -14,6 +17,7 @@ from lib_mlx.generation import (
     FinishReason,
     GenerationRequest,
     GroundingOptions,
+    Image,
     Message,
     PixelBounds,
     ReasoningDelta,
@@ -28,15 +32,17 @@ from lib_mlx.generation import (
 from lib_mlx.runtime import get_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from os import PathLike
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
+    from PIL.Image import Image as Picture
+
     from lib_mlx.generation import GenerationEvent
     from lib_mlx.grounding.result import Grounding
-    from lib_mlx.pointing import Picture
     from lib_mlx.status import ServerStatus, Status, UnloadReport
+
+PictureSource: TypeAlias = "str | PathLike[str] | bytes | Image | Picture"
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,39 @@ class Server:
         self.stop()
 
 
+def image_of(source: PictureSource) -> Image:
+    """Return the image in a file (by its path, or by its content) or in an image of Pillow's.
+
+    Raises:
+        InvalidArgument: there is no such file.
+    """
+    if isinstance(source, Image):
+        return source
+    if isinstance(source, bytes):
+        return Image(source)
+    if isinstance(source, (str, PathLike)):
+        try:
+            return Image(Path(source).read_bytes())
+        except OSError as error:
+            raise InvalidArgument(
+                f"The image {source} cannot be read: {error.strerror}.", hint="Check the path.", param="images"
+            ) from None
+    content = io.BytesIO()
+    source.save(content, "PNG")
+    return Image(content.getvalue())
+
+
+def _messages(prompt: str | Iterable[Message], images: Sequence[PictureSource]) -> list[Message]:
+    if isinstance(prompt, str):
+        parts: tuple[str | Image, ...] = (*map(image_of, images), prompt)
+        return [Message("user", prompt, parts=parts if images else ())]
+    if images:
+        raise InvalidArgument(
+            "Images of a conversation belong into its messages.", hint="Give them in Message.parts.", param="images"
+        )
+    return list(prompt)
+
+
 class Model:
     """A loaded model; a context manager that unloads it. Every method may be called from any thread."""
 
@@ -93,6 +132,7 @@ class Model:
         prompt: str | Iterable[Message],
         *,
         system: str | None = None,
+        images: Iterable[PictureSource] = (),
         tools: Iterable[Tool] = (),
         max_tokens: int | None = None,
         stop: str | Iterable[str] = (),
@@ -109,6 +149,8 @@ class Model:
         Args:
             prompt: the user's text, or the messages so far.
             system: a system message to begin with.
+            images: what the text is about, before it: paths, files' contents or Pillow's images. In a conversation
+                they belong into its messages (`Message.parts`).
             tools: functions the model may call.
             max_tokens: bound on the tokens of the answer, reasoning included.
             stop: the answer ends before the first of these.
@@ -122,7 +164,7 @@ class Model:
         Raises:
             LibMlxError: the request is refused, or generation failed.
         """
-        messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        messages = _messages(prompt, list(images))
         if system is not None:
             messages.insert(0, Message("system", system))
         request = GenerationRequest(
@@ -175,7 +217,7 @@ class Model:
 
     def ground(
         self,
-        image: Picture,
+        image: PictureSource,
         instruction: str,
         *,
         free: bool = False,
@@ -202,9 +244,10 @@ class Model:
             UnsupportedFeature: it is no GUI-Actor, or the verifier cannot be used.
             LibMlxError: the picture or the instruction is refused, or something failed.
         """
-        from lib_mlx.pointing import as_image, verified
+        from lib_mlx.pointing import verified
 
-        picture = as_image(image, PixelBounds(min_pixels, max_pixels))
+        picture = image_of(image)
+        picture = replace(picture, bounds=PixelBounds(min_pixels, max_pixels).over(picture.bounds))
         request = GenerationRequest(
             messages=(
                 *([Message("system", system)] if system is not None else []),
@@ -259,7 +302,7 @@ def load_model(model_path: str | PathLike[str], **config: Any) -> Model:
     return Model(get_runtime().load(parsed).handle)
 
 
-def ground(image: Picture, instruction: str, *, model: Model | str | PathLike[str], **options: Any) -> Grounding:
+def ground(image: PictureSource, instruction: str, *, model: Model | str | PathLike[str], **options: Any) -> Grounding:
     """Return where on a picture a GUI-Actor finds what an instruction means; options and errors are `Model.ground`'s.
 
     Args:

@@ -1,48 +1,21 @@
-"""Pictures for models that point at things, and a second model that looks at what they point at."""
+"""A second model that looks at what a GUI-Actor points at."""
 
 from __future__ import annotations
 
 import io
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from lib_mlx.errors import InvalidArgument, UnsupportedFeature
-from lib_mlx.generation import Constraint, Image, Message, PixelBounds, SamplingParams, TextDelta
+from lib_mlx.errors import UnsupportedFeature
+from lib_mlx.generation import Constraint, Image, Message, SamplingParams, TextDelta
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from os import PathLike
-
-    import PIL.Image
 
     from lib_mlx.generation import GenerationEvent
     from lib_mlx.grounding.result import Grounding, Point
 
-Picture: TypeAlias = "bytes | str | PathLike[str] | PIL.Image.Image"
-"""An image file's content or path, or a picture of Pillow's."""
 _MOST_TOKENS_SHOWN = 32  # of those that the verifier's answer may begin with
-
-
-def as_image(picture: Picture | Any, bounds: PixelBounds | None = None) -> Image:
-    """Return a picture as a part of a message.
-
-    Raises:
-        InvalidArgument: it cannot be read.
-    """
-    bounds = bounds or PixelBounds()
-    if isinstance(picture, bytes):
-        return Image(picture, bounds, "image")
-    if hasattr(picture, "save"):
-        out = io.BytesIO()
-        picture.save(out, "PNG")
-        return Image(out.getvalue(), bounds, "image")
-    try:
-        return Image(Path(picture).read_bytes(), bounds, "image")
-    except (OSError, TypeError, ValueError) as error:
-        raise InvalidArgument(
-            f"The image cannot be read: {error}.", hint="Give a file's path or content.", param="image"
-        ) from error
 
 
 def verified(
@@ -65,12 +38,22 @@ def verified(
     pixels = decode(picture.source, "image")
 
     def score(point: Point) -> float:
-        shown = as_image(fetched(circled(pixels, point.x, point.y)))
+        png = io.BytesIO()
+        fetched(circled(pixels, point.x, point.y)).save(png, "PNG")
         text = question(instruction)
-        return _truth(ask([Message("user", text, parts=(shown, text))], **_ONE_WORD))
+        return _truth(ask([Message("user", text, parts=(Image(png.getvalue()), text))], **_ONE_WORD))
 
     pointers = tuple(replace(pointer, points=choose(pointer.points, score)) for pointer in found.pointers)
-    return replace(found, pointers=pointers)
+    return replace(found, pointers=pointers, text=_retold(found, [pointer.points[0] for pointer in pointers]))
+
+
+def _retold(found: Grounding, best: list[Point]) -> str:
+    """Return the action with other points in place of those that were best."""
+    told, rest = "", found.text
+    for pointer, point in zip(found.pointers, best, strict=True):
+        before, _, rest = rest.partition("{}, {}".format(*found.pixel(pointer.points[0])))
+        told += before + "{}, {}".format(*found.pixel(point))
+    return told + rest
 
 
 _ONE_WORD: dict[str, Any] = {

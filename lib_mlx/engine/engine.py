@@ -111,6 +111,11 @@ class EngineModel:
         """Whether the encoders' weights are in memory; None of a model without any."""
         return None if self._encoder is None else "loaded" if self._encoder.loaded else "waiting"
 
+    def watch_encoders(self, told: Callable[[], None]) -> None:
+        """Have `told` called, on the engine thread, when `encoders` changes; it returns at once and raises nothing."""
+        if self._encoder is not None:
+            self._encoder.told = told
+
     @property
     def reasons(self) -> bool:
         """Whether the model marks its reasoning, so that it can be told from the answer."""

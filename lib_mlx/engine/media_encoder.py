@@ -113,6 +113,8 @@ class MediaEncoder:
         self.features = FeatureCache(max_bytes)
         self.loaded = False
         """Whether the encoder's weights are in memory."""
+        self.told: Callable[[], None] = lambda: None
+        """Called on the engine thread when they have come into memory."""
         self.active = False
         """Whether the network is at work in a frame further out."""
         self._network: VisionNetwork | None = network
@@ -207,7 +209,9 @@ class MediaEncoder:
         if self._network is None or task.job.plan is None:
             return
         features = self._network.encode(picture.shape.tokens, inputs, breathe)
-        self.loaded = True
+        if not self.loaded:
+            self.loaded = True
+            self.told()
         self.features.store(picture.digest, features)
         task.job.plan.features[picture.digest] = features
         task.missing.popleft()

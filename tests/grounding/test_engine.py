@@ -267,14 +267,15 @@ def test_without_a_head(tmp_path: Path) -> None:
 def test_a_verifier(actor: lib_mlx.Model) -> None:
     """It is shown each candidate and ranks them by PyTorch's probabilities."""
     from lib_mlx.grounding.result import Grounding, Point, Pointer
-    from lib_mlx.pointing import as_image, verified
+    from lib_mlx.pointing import verified
 
     known = json.loads((FIXTURES / "expected/tiny-qwen2-vl.json").read_text())["verifier"]
     case = cases(TRAINED)["settings"]
     points = tuple(Point(*one["point"], score=1.0) for one in reversed(known))
-    found = Grounding("", (Pointer(points, (1.0,)),), *case["original_wh"], 1, 1)
+    found = Grounding("pyautogui.click(495, 6)", (Pointer(points, (1.0,)),), *case["original_wh"], 1, 1)
     with lib_mlx.load_model(FIXTURES / "models/tiny-qwen2-vl") as plain:
-        ranked = verified(found, as_image(FIXTURES / case["file"]), case["instruction"], plain.stream)
+        ranked = verified(found, Image((FIXTURES / case["file"]).read_bytes()), case["instruction"], plain.stream)
+        assert ranked.text == "pyautogui.click(150, 133)"
         best = ranked.pointers[0].points
         assert [point.verified for point in best] == pytest.approx([one["score"] for one in known], abs=1e-5)
         assert [(point.x, point.y) for point in best] == [tuple(one["point"]) for one in known]
