@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from lib_mlx import LibMlxError
 from lib_mlx.cli import app
-from tests.agent.test_browser import COLOURS, button
 from tests.cli.test_generate import ROOT
 from tests.server.web.conftest import NAMES
 
@@ -87,9 +86,7 @@ def test_agent(tmp_path: Path) -> None:
     """It clicks what it is told to on a page, asks first, and writes a report."""
     if not any(map(shutil.which, NAMES)):
         pytest.skip("there is no browser")
-    page = tmp_path / "page.html"
-    buttons = "".join(map(button, COLOURS))
-    page.write_text(f'<body style="margin:0; background:rgb(180,180,185)"><script>clicked = []</script>{buttons}')
+    page = ROOT / "examples/agent/buttons.html"
     report = tmp_path / "report.html"
     asked = (
         "agent",
