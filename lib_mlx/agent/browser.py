@@ -52,10 +52,16 @@ class BrowserScreen:
         self._page = page
 
     def look(self) -> Image:
-        """Return what the viewport shows, one pixel for each of CSS's."""
+        """Return what the viewport shows, one pixel for each of CSS's.
+
+        Raises:
+            NotFound: the page is gone.
+        """
         from PIL import Image
 
-        picture = Image.open(io.BytesIO(self._page.screenshot(scale="css")))
+        with _told("The page cannot be looked at"):
+            content = self._page.screenshot(scale="css")
+        picture = Image.open(io.BytesIO(content))
         picture.load()
         return picture
 
@@ -63,9 +69,15 @@ class BrowserScreen:
         """Do it with mouse and keyboard.
 
         Raises:
-            NotFound: the list has no such entry.
+            NotFound: the list has no such entry, or the page is gone or gone elsewhere.
             UnsupportedFeature: the page lets nothing be copied.
         """
+        with _told("The page did not do that"):
+            self._act(action, places)
+            self._page.wait_for_timeout(_SETTLE_MS)
+            self._page.wait_for_load_state("domcontentloaded")  # a click may have led elsewhere
+
+    def _act(self, action: Action, places: Sequence[Place]) -> None:
         size = self._page.viewport_size or self._page.evaluate("() => ({width: innerWidth, height: innerHeight})")
         points = [(place.x * size["width"], place.y * size["height"]) for place in places]
         mouse, keyboard = self._page.mouse, self._page.keyboard
@@ -91,7 +103,6 @@ class BrowserScreen:
                 mouse.up()
             case Kind.COPY:
                 self._copy(action.value)
-        self._page.wait_for_timeout(_SETTLE_MS)
 
     def _select(self, point: tuple[float, float], value: str) -> None:
         """Choose from a list: a browser's own is not part of the page's picture, so it is not clicked through."""
@@ -146,6 +157,15 @@ def browser_page(
             yield BrowserScreen(page)
         finally:
             browser.close()
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Make Playwright's errors ours."""
+    try:
+        yield
+    except need("playwright.sync_api").Error as error:
+        raise NotFound(f"{what}: {_line(error)}.", hint="Look at the page again.") from error
 
 
 def _line(error: Exception) -> str:

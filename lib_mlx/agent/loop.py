@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Grounder = Callable[["Image", str], Place]
 """Finds what words mean on a picture; raises `TargetNotFound` or another `LibMlxError` if it does not."""
-Ending = Literal["finished", "answered", "needs_user", "step_limit"]
+Ending = Literal["finished", "answered", "needs_user", "step_limit", "interrupted"]
 _ENDINGS: dict[Kind, Ending] = {
     Kind.FINISHED: "finished",
     Kind.ANSWER: "answered",
@@ -111,6 +111,8 @@ class Agent:
         self._dry_run = dry_run
         self._step_limit = step_limit
         self._tell = tell
+        self.latest = Run("interrupted")
+        """The run under way, or the last one: what there is of a run that was ended by an error."""
 
     def run(self, planner: Planner) -> Run:
         """Work until the planner says that it is done, needs the user, or the steps are used up.
@@ -120,7 +122,7 @@ class Agent:
         Raises:
             LibMlxError: the planner's model cannot be asked.
         """
-        run = Run("step_limit")
+        run = self.latest = Run("interrupted")
         for number in range(1, self._step_limit + 1):
             begun = time.monotonic()
             step = Step(number, self._screen.look())
@@ -130,7 +132,8 @@ class Agent:
             self._tell(step)
             if step.action is not None and step.action.kind in ENDS:
                 run.ending, run.answer = _ENDINGS[step.action.kind], step.action.value
-                break
+                return run
+        run.ending = "step_limit"
         return run
 
     def _take(self, step: Step, planner: Planner, before: Sequence[Step]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lib_mlx.agent import Screen, Step
-    from lib_mlx.agent.loop import Grounder, Planner
+    from lib_mlx.agent.loop import Grounder
 
 Key = Annotated[str | None, typer.Option("--api-key", help="What the servers ask for.")]
 
@@ -37,6 +37,9 @@ def agent(
     ] = None,
     planner_model: Annotated[str | None, typer.Option(help="Its model; the server's own if left out.")] = None,
     blind: Annotated[bool, typer.Option("--blind", help="The planner's model understands no pictures.")] = False,
+    loose: Annotated[
+        bool, typer.Option("--loose", help="The planner's server cannot hold answers to a JSON schema.")
+    ] = False,
     api_key: Key = None,
     steps: Annotated[int, typer.Option(min=1, help="The most actions.")] = 20,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Look and find, but do nothing.")] = False,
@@ -46,7 +49,8 @@ def agent(
     report: Annotated[Path | None, typer.Option(help="Write an HTML file with every step and its screenshot.")] = None,
 ) -> None:
     """Carry out a task on a screen, asking before each action. Exit code 1: it was not finished."""
-    from lib_mlx.agent import Agent, write_report
+    from lib_mlx.agent import Agent, ChatPlanner, Clicks, write_report
+    from lib_mlx.agent.endpoint import ChatModel
 
     if (url is None) == (not desktop):
         raise typer.BadParameter("Give either --url or --desktop.")
@@ -56,28 +60,19 @@ def agent(
         raise typer.BadParameter(f"{size!r} is no size; give WIDTHxHEIGHT.")
     if planner is not None and len(task) != 1:
         raise typer.BadParameter("With --planner there is one task.")
-    plan = _planner(task, planner, planner_model, api_key, sees=not blind)
+    chat = None if planner is None else ChatModel(planner, planner_model, api_key)
+    plan = ChatPlanner(chat, task[0], sees=not blind, structured=not loose) if chat else Clicks(task)
     with _grounder(model, grounder, api_key) as ground, _screen(url, size, show=show) as screen:
-        run = Agent(
-            screen,
-            ground,
-            confirm=(lambda _: True) if yes else _confirmed,
-            dry_run=dry_run,
-            step_limit=steps,
-            tell=_tell,
-        ).run(plan)
-    if report is not None:
-        typer.echo(f"The report is {write_report(report, '; '.join(task), run)}", err=True)
+        confirm = (lambda _: True) if yes else _confirmed
+        worker = Agent(screen, ground, confirm=confirm, dry_run=dry_run, step_limit=steps, tell=_tell)
+        try:
+            run = worker.run(plan)
+        finally:  # also of what was interrupted
+            if report is not None:
+                typer.echo(f"The report is {write_report(report, '; '.join(task), worker.latest)}", err=True)
     typer.echo(run.answer or run.ending.replace("_", " "))
     if run.ending not in {"finished", "answered"}:
         raise typer.Exit(1)
-
-
-def _planner(task: list[str], url: str | None, model: str | None, api_key: str | None, *, sees: bool) -> Planner:
-    from lib_mlx.agent import ChatPlanner, Clicks
-    from lib_mlx.agent.endpoint import ChatModel
-
-    return ChatPlanner(ChatModel(url, model, api_key), task[0], sees=sees) if url else Clicks(task)
 
 
 @contextlib.contextmanager

@@ -97,7 +97,6 @@ class GuiActor:
             raise TargetNotFound(
                 f"The model pointed at nothing; it said {answer_text(self._decode(made), [])!r}.",
                 hint="Name something that is on the picture.",
-                param="instruction",
             )
         attention = self._head.attention(features, mx.concatenate(pointers))
         return made, attention.tolist()  # type: ignore[return-value]  # two dimensions make lists of lists

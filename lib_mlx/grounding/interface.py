@@ -111,14 +111,14 @@ class Interface:
             InvalidArgument: there is no instruction, or it has a special token's text.
         """
         if not instruction.strip():
-            raise InvalidArgument("There is no instruction.", hint="Say what to point at.", param="instruction")
+            raise InvalidArgument("There is no instruction.", hint="Say what to point at.", param="messages")
         for text in (instruction, system or ""):
             for token in self.forbidden:
                 if token in text:
                     raise InvalidArgument(
                         f"The text has {token!r}, which means something to this model.",
                         hint="Say it in other words.",
-                        param="instruction",
+                        param="messages",
                     )
         return (
             f"<|im_start|>system\n{system or self.system}<|im_end|>\n"

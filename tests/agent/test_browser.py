@@ -11,6 +11,7 @@ from lib_mlx.errors import NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from PIL import Image
 
@@ -103,3 +104,22 @@ def test_a_list_without_the_entry(page: Any) -> None:
     with pytest.raises(NotFound, match="'huge'") as caught:
         act(page, Kind.SELECT, (100, 75), value="huge")
     assert "'small', 'large'" in caught.value.hint
+
+
+def test_a_page_that_is_gone(page: Any) -> None:
+    """Neither looking nor acting is more than an error."""
+    screen = BrowserScreen(page)
+    page.close()
+    with pytest.raises(NotFound, match="cannot be looked at"):
+        screen.look()
+    with pytest.raises(NotFound, match="did not do that"):
+        screen.act(Action(Kind.ENTER), [])
+
+
+def test_a_click_that_leads_elsewhere(page: Any, tmp_path: Path) -> None:
+    """The next look shows the other page."""
+    (tmp_path / "b.html").write_text('<body style="background: rgb(1, 2, 3)">')
+    (tmp_path / "a.html").write_text('<a href="b.html" style="position:absolute; inset:0">go</a>')
+    page.goto((tmp_path / "a.html").as_uri())
+    act(page, Kind.CLICK, (200, 100))
+    assert BrowserScreen(page).look().convert("RGB").getpixel((200, 100)) == (1, 2, 3)

@@ -101,8 +101,10 @@ def test_a_model_that_says_nonsense(screen: Recorder, ground: Find, planner_url:
 
 def test_a_planner_that_cannot_be_asked(screen: Recorder, ground: Find, planner_url: str) -> None:
     """That ends the run with its error."""
+    agent = Agent(screen, ground)
     with pytest.raises(NotFound, match="does not answer"):
-        Agent(screen, ground).run(ChatPlanner(ChatModel("http://127.0.0.1:9/v1"), "Press"))
+        agent.run(ChatPlanner(ChatModel("http://127.0.0.1:9/v1"), "Press"))
+    assert agent.latest.ending == "interrupted"
     with pytest.raises(lib_mlx.LibMlxError, match="nobody"):
         Agent(screen, ground).run(ChatPlanner(ChatModel(planner_url, "nobody"), "Press", sees=False))
     with pytest.raises(InvalidArgument, match="no URL"):

@@ -136,6 +136,17 @@ def test_usage(actor: lib_mlx.Model) -> None:
         assert finished.timings.prefill > 0
 
 
+def test_the_same_picture_again(actor: lib_mlx.Model) -> None:
+    """It is not encoded again for another instruction."""
+    case = cases(TRAINED)["phone"]
+    encoder = engine(actor)._encoder
+    assert encoder is not None
+    actor.ground(FIXTURES / case["file"], case["instruction"])
+    before = encoder.features.hits, encoder.features.misses
+    actor.ground(FIXTURES / case["file"], "Click the red button")
+    assert (encoder.features.hits, encoder.features.misses) == (before[0] + 1, before[1])
+
+
 def test_beside_text(actor: lib_mlx.Model, crafted: Path) -> None:
     """Streams of another model and several groundings at once: all come out as they do alone."""
     names = [*cases(TRAINED)] * 2

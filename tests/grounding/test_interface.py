@@ -38,7 +38,7 @@ def test_instructions_that_are_refused(text: str) -> None:
     """None at all, and those that would be taken for the prompt's own marks."""
     with pytest.raises(InvalidArgument) as caught:
         loaded(TRAINED).interface.prompt(text, free=False)
-    assert caught.value.param == "instruction"
+    assert caught.value.param == "messages"
 
 
 def test_answers() -> None:
