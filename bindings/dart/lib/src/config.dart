@@ -33,6 +33,17 @@ enum SuspendedRequests {
   fail,
 }
 
+/// Which http(s) URLs of images a server fetches.
+enum ImageUrls {
+  none,
+
+  /// Those at public addresses.
+  public,
+
+  /// Those of this machine and its network too, which lets clients make the server ask there.
+  any,
+}
+
 /// What to load and how. What is null is left to the library, whose defaults are named here.
 final class LoadConfig {
   const LoadConfig({
@@ -51,6 +62,9 @@ final class LoadConfig {
     this.memoryLimitBytes,
     this.prefixCacheBytes,
     this.prefixCachePath,
+    this.minPixels,
+    this.maxPixels,
+    this.imageCacheBytes,
   });
 
   /// A model directory, a `.gguf` file, or the name of a model in the store or the Hugging Face cache.
@@ -99,6 +113,15 @@ final class LoadConfig {
   /// A directory that keeps them across restarts.
   final String? prefixCachePath;
 
+  /// Images are made larger than this before the model sees them.
+  final int? minPixels;
+
+  /// Images are made smaller than this: fewer tokens, less detail.
+  final int? maxPixels;
+
+  /// The most that is kept of encoded images; 0 keeps none. By default 256 MiB or a fiftieth of the machine's memory.
+  final int? imageCacheBytes;
+
   Json toJson() => withoutNulls({
         'model_path': modelPath,
         'model_id': modelId,
@@ -115,6 +138,9 @@ final class LoadConfig {
         'memory_limit_bytes': memoryLimitBytes,
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
+        'min_pixels': minPixels,
+        'max_pixels': maxPixels,
+        'image_cache_bytes': imageCacheBytes,
       });
 }
 
@@ -126,6 +152,7 @@ final class ServedModelConfig {
     this.revision,
     this.pinned,
     this.keepAlive,
+    this.lazyEncoders,
     this.thinkingEnabled,
     this.contextLength,
     this.cpuWeights,
@@ -134,6 +161,9 @@ final class ServedModelConfig {
     this.memoryLimitBytes,
     this.prefixCacheBytes,
     this.prefixCachePath,
+    this.minPixels,
+    this.maxPixels,
+    this.imageCacheBytes,
   });
 
   final String modelPath;
@@ -157,6 +187,10 @@ final class ServedModelConfig {
   final int? memoryLimitBytes;
   final int? prefixCacheBytes;
   final String? prefixCachePath;
+  final bool? lazyEncoders;
+  final int? minPixels;
+  final int? maxPixels;
+  final int? imageCacheBytes;
 
   Json toJson() => withoutNulls({
         'model_path': modelPath,
@@ -164,6 +198,7 @@ final class ServedModelConfig {
         'revision': revision,
         'pinned': pinned,
         'keep_alive': _seconds(keepAlive),
+        'lazy_encoders': lazyEncoders,
         'thinking_enabled': thinkingEnabled,
         'context_length': contextLength,
         'cpu_weights': cpuWeights?.name,
@@ -172,6 +207,9 @@ final class ServedModelConfig {
         'memory_limit_bytes': memoryLimitBytes,
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
+        'min_pixels': minPixels,
+        'max_pixels': maxPixels,
+        'image_cache_bytes': imageCacheBytes,
       });
 }
 
@@ -203,6 +241,8 @@ final class ServerConfig {
     this.apiKey,
     this.allowedHosts,
     this.allowedOrigins,
+    this.imageUrls,
+    this.allowedImagePaths,
     this.bodyLimitBytes,
     this.models,
     this.modelsFile,
@@ -239,6 +279,12 @@ final class ServerConfig {
   /// Web pages that may call the server, such as `https://example.org`; `*` is any. None by default.
   final List<String>? allowedOrigins;
 
+  /// Which http(s) URLs of images are fetched; [ImageUrls.none] by default.
+  final ImageUrls? imageUrls;
+
+  /// Folders from which requests may name images, by path or file URL; none by default.
+  final List<String>? allowedImagePaths;
+
   /// A larger request body is refused with `payload_too_large`; 32 MiB by default.
   final int? bodyLimitBytes;
 
@@ -270,6 +316,8 @@ final class ServerConfig {
         'api_key': apiKey,
         'allowed_hosts': allowedHosts,
         'allowed_origins': allowedOrigins,
+        'image_urls': imageUrls?.name,
+        'allowed_image_paths': allowedImagePaths,
         'body_limit_bytes': bodyLimitBytes,
         'models': models?.map((model) => model.toJson()).toList(),
         'models_file': modelsFile,

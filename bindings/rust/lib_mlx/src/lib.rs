@@ -40,7 +40,7 @@ mod streams;
 
 pub use client::{Client, Health};
 pub use config::{
-    CpuWeights, Isolation, KeepAlive, LoadConfig, LogLevel, ServedModel, ServerConfig, SuspendedRequests,
+    CpuWeights, ImageUrls, Isolation, KeepAlive, LoadConfig, LogLevel, ServedModel, ServerConfig, SuspendedRequests,
 };
 pub use error::{Error, ErrorCode, Result};
 pub use model::{shutdown, version, Model, Server};
