@@ -81,6 +81,7 @@ def display() -> Iterator[str]:
     process.wait()
 
 
+@pytest.mark.slow
 def test_the_desktop(display: str, tmp_path: Path) -> None:
     """Every button that is asked for gets its click; keys, wheel and pointer arrive."""
     (tmp_path / "authority").touch()

@@ -82,6 +82,7 @@ def test_eval(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["examples"] == 1
 
 
+@pytest.mark.slow
 def test_agent(tmp_path: Path) -> None:
     """It clicks what it is told to on a page, asks first, and writes a report."""
     if not any(map(shutil.which, NAMES)):

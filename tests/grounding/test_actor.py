@@ -85,7 +85,7 @@ def test_its_own_answer(name: str) -> None:
     assert found.text == f"pyautogui.click({x}, {y})"
 
 
-@pytest.mark.parametrize("name", cases(MODELS[1]))
+@pytest.mark.parametrize("name", ["icon", "phone"])
 def test_an_answer_without_a_pointer(name: str) -> None:
     """It is an error that tells what the model said."""
     known = loaded(MODELS[1])
