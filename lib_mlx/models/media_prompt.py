@@ -179,9 +179,12 @@ class MediaReader:
 
     def _process(self, pixels: Pixels, bounds: PixelBounds, param: str) -> dict[str, NDArray[Any]]:
         processor = self._load()
-        sizes = {"min_pixels": bounds.least, "max_pixels": bounds.most} if _factor(processor.image_processor) else {}
         try:
-            made = processor(text=[self._marker()], images=[pixels], **sizes)
+            if _factor(processor.image_processor):  # no MLX: this thread is not the engine's
+                sizes = {"min_pixels": bounds.least, "max_pixels": bounds.most}
+                made = processor.image_processor(images=[pixels], **sizes)
+            else:
+                made = processor(text=[self._marker()], images=[pixels])
             return {name: np.asarray(value) for name, value in made.items() if value is not None}
         except Exception as error:
             raise InvalidArgument(

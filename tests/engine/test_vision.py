@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import time
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,9 +39,17 @@ if TYPE_CHECKING:
 SYSTEM = Message("system", "You are a helpful assistant.")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model() -> Iterator[EngineModel]:
     """tiny-qwen2-vl."""
+    loaded = engine.load(inspect(PLAIN))
+    yield loaded
+    loaded.unload()
+
+
+@pytest.fixture
+def fresh() -> Iterator[EngineModel]:
+    """The same, with nothing kept of earlier requests."""
     loaded = engine.load(inspect(PLAIN))
     yield loaded
     loaded.unload()
@@ -128,29 +138,29 @@ def test_without_a_prefix_cache() -> None:
         loaded.unload()
 
 
-def test_a_second_turn_over_the_same_image(model: EngineModel) -> None:
+def test_a_second_turn_over_the_same_image(fresh: EngineModel) -> None:
     """It computes only what is new, and answers as it does from scratch; another image is another prompt."""
-    first = Run(model, case_request("one"))
+    first = Run(fresh, case_request("one"))
     finished(first)
     turns = [SYSTEM, user(shot("dialog"), "Describe the image."), Message("assistant", "A window."), user("And more?")]
-    again = Run(model, request(*turns, max_tokens=10))
+    again = Run(fresh, request(*turns, max_tokens=10))
     end = finished(again)
     assert end.usage.cached >= len(first.prepared.prompt) - 1
-    features = model._encoder
+    features = fresh._encoder
     assert features is not None
     assert features.features.misses == 1  # the tower has run once
     alone = engine.load(inspect(PLAIN), EngineConfig(prefix_cache_bytes=0, image_cache_bytes=0))
     try:
-        fresh = Run(alone, request(*turns, max_tokens=10))
-        finished(fresh)
-        assert fresh.job.made == again.job.made
+        scratch = Run(alone, request(*turns, max_tokens=10))
+        finished(scratch)
+        assert scratch.job.made == again.job.made
     finally:
         alone.unload()
     other = Pictures.open(GUI / "screenshots/dialog.png").convert("RGB")
     other.putpixel((0, 0), (1, 2, 3))
     out = io.BytesIO()
     other.save(out, "PNG")
-    changed = Run(model, request(SYSTEM, user(Image(out.getvalue()), "Describe the image."), max_tokens=10))
+    changed = Run(fresh, request(SYSTEM, user(Image(out.getvalue()), "Describe the image."), max_tokens=10))
     before_the_image = first.prepared.prompt.index(next(token for token in first.prepared.prompt if token < 0))
     assert finished(changed).usage.cached == before_the_image
 
@@ -186,7 +196,7 @@ def test_a_long_encoding_holds_up_no_stream(model: EngineModel) -> None:
     text = Run(model, request(user("Go on."), max_tokens=400))
     while not text.job.made:
         time.sleep(0.001)
-    image = Run(model, request(user(noise(700), "?"), max_tokens=1))
+    image = Run(model, request(user(noise(700, 10), "?"), max_tokens=1))
     encoder = model._encoder
     assert encoder is not None
     while not encoder.active:
@@ -208,7 +218,7 @@ def until_active(model: EngineModel) -> None:
 
 def test_cancelling_while_an_image_is_encoded(model: EngineModel) -> None:
     """The request ends between two layers, and the next one is served."""
-    run = Run(model, request(user(noise(700), "?"), max_tokens=1))
+    run = Run(model, request(user(noise(700, 11), "?"), max_tokens=1))
     until_active(model)
     model.cancel(run.job, Cancelled("Enough."))
     event = run.wait()
@@ -238,7 +248,7 @@ def test_unloading_while_an_image_is_encoded() -> None:
 
 def test_suspending_while_an_image_is_encoded(model: EngineModel) -> None:
     """Nothing is evaluated until it goes on; then the answer comes."""
-    run = Run(model, request(user(noise(700), "?"), max_tokens=1))
+    run = Run(model, request(user(noise(700, 12), "?"), max_tokens=1))
     until_active(model)
     model.suspend()
     encoder = model._encoder
@@ -276,6 +286,13 @@ def png(change: Callable[[Any], Any]) -> bytes:
     return out.getvalue()
 
 
+def claiming(side: int) -> bytes:
+    """A small file that says to be large."""
+    content = png(lambda picture: picture)
+    header = b"IHDR" + struct.pack(">II", side, side) + content[24:29]
+    return content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -283,8 +300,8 @@ def png(change: Callable[[Any], Any]) -> bytes:
         (b"GIF89a", "read|format"),
         (b"%PDF-1.4 ...", "format"),
         (png(lambda picture: picture.resize((600, 600)))[:-400], "read"),
-        (png(lambda _: Pictures.new("1", (60_000, 60_000))), "more than"),
-        (png(lambda _: Pictures.new("1", (12_000, 10_000))), "more than"),
+        (claiming(60_000), "more than"),
+        (claiming(11_000), "more than"),
         (png(lambda picture: picture.resize((1000, 2))), "200 times"),
     ],
     ids=["empty", "cut off", "pdf", "damaged", "bomb", "smaller bomb", "strip"],
@@ -322,13 +339,13 @@ def test_text_models_refuse_images(crafted: Any) -> None:
         loaded.unload()
 
 
-def test_encoders_wait_for_the_first_image(model: EngineModel) -> None:
+def test_encoders_wait_for_the_first_image(fresh: EngineModel) -> None:
     """The status tells so."""
-    assert (model.encoders, "vision" in model.capabilities) == ("waiting", True)
-    finished(Run(model, case_request("none")))
-    assert model.encoders == "waiting"
-    finished(Run(model, case_request("one")))
-    assert model.encoders == "loaded"
+    assert (fresh.encoders, "vision" in fresh.capabilities) == ("waiting", True)
+    finished(Run(fresh, case_request("none")))
+    assert fresh.encoders == "waiting"
+    finished(Run(fresh, case_request("one")))
+    assert fresh.encoders == "loaded"
 
 
 def test_repetition_penalties_know_what_images_stand_for(model: EngineModel) -> None:
