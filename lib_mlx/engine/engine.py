@@ -7,21 +7,18 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import mlx.core as mx
-
 from lib_mlx import memory
 from lib_mlx.config import EngineConfig
-from lib_mlx.engine import blas, heap
+from lib_mlx.engine import heap
+from lib_mlx.engine.assembly import new_media, new_scheduler, new_store, new_weights
 from lib_mlx.engine.embedding import CHUNK, Embedder
 from lib_mlx.engine.grounding import GroundingJob, PreparedGrounding
 from lib_mlx.engine.job import Job
 from lib_mlx.engine.pointing import open_pointing
 from lib_mlx.engine.preparation import RequestPreparer
-from lib_mlx.engine.scheduler import Scheduler
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import Cancelled, InsufficientMemory, LibMlxError, ShuttingDown
-from lib_mlx.generation import PixelBounds
-from lib_mlx.models.loader import check_cancelled, load_tokenizer, load_weights
+from lib_mlx.errors import Cancelled, LibMlxError, ShuttingDown
+from lib_mlx.models.loader import check_cancelled, load_tokenizer
 from lib_mlx.models.pooling import read_pooling
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
 
@@ -34,6 +31,7 @@ if TYPE_CHECKING:
     from lib_mlx.engine.media_encoder import MediaEncoder
     from lib_mlx.engine.pointing import Pointing
     from lib_mlx.engine.prefix_store import PrefixStore
+    from lib_mlx.engine.scheduler import Scheduler
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
@@ -46,8 +44,6 @@ T = TypeVar("T")
 J = TypeVar("J", Job, GroundingJob)
 _UNWINDING_S = 0.005  # between two looks whether an image is still being encoded
 _SUSPENDED_S = 0.1  # between two looks whether a model is still suspended
-_PREFIX_BYTES = 2 << 30  # of KV kept of past requests, if the machine has ten times as much memory
-_IMAGE_BYTES = 256 << 20  # of features kept of past images, if the machine has fifty times as much memory
 _UNKNOWN_CONTEXT = 8192  # tokens, for a checkpoint that states no context length
 _TOKENIZER_SHARE = 0.1  # of the progress of a load
 
@@ -338,7 +334,7 @@ def load(
         import_mlx_vlm(checkpoint)  # before, not beside the tokenizer: transformers cannot be imported by two threads
     progress(_TOKENIZER_SHARE, "weights")
     weights = worker.submit(
-        _load_weights,
+        new_weights,
         checkpoint,
         lambda part: progress(_TOKENIZER_SHARE + (1 - 2 * _TOKENIZER_SHARE) * part, "weights"),
         cancelled,
@@ -348,11 +344,11 @@ def load(
         tokenizer = load_tokenizer(checkpoint)
         loaded, blas_name = weights.result()
         progress(1 - _TOKENIZER_SHARE, "tokenizer")
-        store = _open_store(checkpoint, loaded, config)
-        media, encoder = _media(checkpoint, tokenizer, loaded, config)
+        store = new_store(checkpoint, loaded, config)
+        media, encoder = new_media(checkpoint, tokenizer, loaded, config)
         pointing = open_pointing(checkpoint, tokenizer, loaded, media, encoder)
         eos = frozenset(tokenizer.wrapper.eos_token_ids)
-        scheduler = worker.run(_new_scheduler, loaded, eos, config, store, encoder)
+        scheduler = worker.run(new_scheduler, loaded, eos, config, store, encoder)
         model = EngineModel(
             checkpoint,
             tokenizer,
@@ -378,87 +374,3 @@ def load(
         raise
     progress(1.0, "ready")
     return model
-
-
-def _load_weights(
-    checkpoint: Checkpoint,
-    progress: Callable[[float], None],
-    cancelled: Callable[[], bool],
-    config: EngineConfig,
-) -> tuple[Weights, str | None]:
-    blas_name = None
-    if mx.default_device() == mx.cpu:
-        # On the CPU, MLX compiles fused kernels by running g++ in a world-writable /tmp/mlx, through system(),
-        # which interrupts the host's system calls.
-        mx.disable_compile()
-        blas_name = blas.bind()
-
-    def breathe() -> bool:
-        get_worker().breathe()  # other models' streams go on meanwhile
-        return cancelled()
-
-    weights = load_weights(
-        checkpoint, progress, breathe, config.cpu_weights, config.kv_bits, lazy_encoders=config.lazy_encoders
-    )
-    if config.memory_limit_bytes is not None and weights.nbytes >= config.memory_limit_bytes:
-        raise InsufficientMemory(
-            f"The weights take {weights.nbytes / 1e9:.2f} GB, the limit is {config.memory_limit_bytes / 1e9:.2f} GB.",
-            hint="Raise memory_limit_bytes, set cpu_weights to 'quantized', or use a smaller model.",
-            param="memory_limit_bytes",
-        )
-    return weights, blas_name
-
-
-def _open_store(checkpoint: Checkpoint, weights: Weights, config: EngineConfig) -> PrefixStore | None:
-    if config.prefix_cache_path is None:
-        return None
-    from lib_mlx.engine.prefix_store import open_store
-
-    return open_store(config.prefix_cache_path, checkpoint, weights.kind, weights.device, config.kv_bits)
-
-
-def _media(
-    checkpoint: Checkpoint, tokenizer: LoadedTokenizer, weights: Weights, config: EngineConfig
-) -> tuple[MediaReader | None, MediaEncoder | None]:
-    """Return what reads a request's images and what encodes them, of a model with encoders."""
-    if weights.vision is None:
-        return None, None
-    from lib_mlx.engine.media_encoder import MediaEncoder
-    from lib_mlx.models.media_prompt import MediaReader
-
-    bounds = PixelBounds(config.min_pixels, config.max_pixels)
-    reader = MediaReader(checkpoint, tokenizer, weights.vision.image_token, bounds)
-    kept = config.image_cache_bytes
-    encoder = MediaEncoder(
-        weights.vision, reader, min(_IMAGE_BYTES, memory.total_bytes() // 50) if kept is None else kept
-    )
-    encoder.loaded = not config.lazy_encoders
-    return reader, encoder
-
-
-def _new_scheduler(
-    weights: Weights,
-    eos: frozenset[int],
-    config: EngineConfig,
-    store: PrefixStore | None,
-    encoder: MediaEncoder | None,
-) -> Scheduler:
-    prefix_bytes = config.prefix_cache_bytes
-    if prefix_bytes is None:
-        prefix_bytes = min(_PREFIX_BYTES, memory.total_bytes() // 10)
-    kv_bytes = None
-    if config.memory_limit_bytes is not None:
-        kv_bytes = config.memory_limit_bytes - weights.nbytes
-        prefix_bytes = min(prefix_bytes, kv_bytes)
-    scheduler = Scheduler(
-        weights.network,
-        eos,
-        weights.cache,
-        prefill_rate=256 if mx.default_device() == mx.cpu else 4096,
-        prefix_bytes=prefix_bytes,
-        kv_bytes=kv_bytes,
-        encoder=encoder,
-    )
-    if store is not None:
-        store.load(scheduler.prefixes)
-    return scheduler

@@ -54,6 +54,7 @@ class RequestPreparer:
         media: MediaReader | None = None,
     ) -> None:
         self._media = media if media and media.available else None
+        self._blind = "gives images no place that is known here" if media else "reads text, not images"
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
@@ -218,7 +219,7 @@ class RequestPreparer:
             )
         if request.images and self._media is None:
             raise UnsupportedFeature(
-                "This model reads text, not images.", hint="Use a vision model.", param=request.images[0].param
+                f"This model {self._blind}.", hint="Use another vision model.", param=request.images[0].param
             )
         if request.grounding is not None:
             raise UnsupportedFeature(

@@ -39,7 +39,7 @@ class Weights:
     kind: WeightKind
     cache: CacheKind
     nbytes: int
-    """What they take in memory, without encoders."""
+    """What they take in memory, those of encoders that come later included."""
     vision: VisionNetwork | None = None
     """The network again, if it reads images."""
 
@@ -99,7 +99,7 @@ def load_weights(
         if vision and not lazy_encoders:
             _evaluate(vision.towers(), lambda _: None, cancelled)
         width, cache = _first_token(network, kv_bits)
-        nbytes = sum(array.nbytes for array in _arrays(language))
+        nbytes = sum(array.nbytes for array in [*_arrays(language), *(vision.towers() if vision else ())])
         return Weights(network, width, device, weight_kind(language), cache, nbytes, vision)
     except LibMlxError:
         raise

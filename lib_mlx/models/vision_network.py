@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from lib_mlx.models.kv_cache import KVCache as Caches
     from lib_mlx.models.media_prompt import PromptMedia, Span
 
-_NO_EXTRAS = frozenset({"inputs_embeds", "position_ids", "rope_deltas"})
+_UNDERSTOOD = frozenset({
+    "inputs_embeds", "position_ids", "rope_deltas", "visual_pos_masks", "deepstack_visual_embeds"
+})  # fmt: skip
 """What `VisionNetwork` takes of an upstream model's embeddings."""
 
 
@@ -46,12 +48,25 @@ class MediaPlan:
     delta: int = 0
     """By how much the place of a token behind the prompt differs from its number."""
     features: dict[str, mx.array] = field(default_factory=dict)
-    """By digest, of shape (image tokens, hidden): those that are known."""
+    """By digest, of shape (image tokens, hidden): those that are known.
+
+    Of networks that add features to the first layers' outputs too, those follow: (image tokens, hidden * (1 + layers)).
+    """
 
     def missing(self, known: int) -> list[str]:
         """Return the digests of images whose features the tokens from `known` on need and that are not there."""
         wanted = dict.fromkeys(span.image for span in self.spans if span.stop > known)
         return [digest for digest in wanted if digest not in self.features]
+
+    def within(self, begin: int, length: int) -> list[tuple[int, mx.array]]:
+        """Return the features of the tokens from `begin` on, and where among those `length` they stand."""
+        pieces = []
+        for span in self.spans:
+            start, stop = max(span.start, begin), min(span.stop, begin + length)
+            if start < stop:
+                first = span.first + start - span.start
+                pieces.append((start - begin, self.features[span.image][first : first + stop - start]))
+        return pieces
 
     def reaches(self, begin: int) -> bool:
         """Whether tokens from `begin` on may be of images or stand among them."""
@@ -194,7 +209,8 @@ class VisionNetwork:
             return self._logits(tokens, cache, self._places(RowState.new(None, _offset(cache)), tokens))
         options = self._places(state, tokens)
         if state.reaches_images():
-            tokens, options["inputs_embeds"] = self._embed(tokens, state)
+            tokens, embedded = self._embed(tokens, state)
+            options |= embedded
         logits = self._logits(tokens, cache[:-1], options)
         state.advance(tokens.shape[1])
         return logits
@@ -206,13 +222,22 @@ class VisionNetwork:
         # Always told: left alone, mlx-vlm takes those of the last prompt with images.
         return {"position_ids": state.positions(tokens.shape[1])} if self.rotates else {}
 
-    def _embed(self, tokens: mx.array, state: RowState) -> tuple[mx.array, mx.array]:
-        """Return the tokens as the tokenizer knows them, and their embeddings with the images' features."""
-        tokens = mx.where(tokens < 0, mx.array(cast("int", self.image_token), tokens.dtype), tokens)
+    def _embed(self, tokens: mx.array, state: RowState) -> tuple[mx.array, dict[str, Any]]:
+        """Return the tokens as the tokenizer knows them, and what the network is given in place of them."""
+        images = tokens < 0
+        tokens = mx.where(images, mx.array(cast("int", self.image_token), tokens.dtype), tokens)
         texts = self.whole.get_input_embeddings(tokens, None).inputs_embeds
         length = tokens.shape[1]
-        rows = [_with_features(texts[index], row, length) for index, row in enumerate(state.rows)]
-        return tokens, mx.stack(rows)
+        width = texts.shape[-1]
+        found = [row.plan.within(row.offset, length) if row.plan else [] for row in state.rows]
+        rows = [_with_features(texts[index], pieces) for index, pieces in enumerate(found)]
+        options: dict[str, Any] = {"inputs_embeds": mx.stack(rows)}
+        features = [piece for pieces in found for _, piece in pieces]
+        if features and features[0].shape[-1] > width:
+            options["visual_pos_masks"] = images
+            together = mx.concatenate(features)
+            options["deepstack_visual_embeds"] = mx.split(together, together.shape[-1] // width, axis=-1)[1:]
+        return tokens, options
 
     def encode(
         self, tokens: Sequence[int], inputs: Mapping[str, Any], between: Callable[[], None] = lambda: None
@@ -227,16 +252,24 @@ class VisionNetwork:
         Raises:
             UnsupportedFeature: the network wants more of an image than features.
         """
-        arrays = {name: mx.array(value) for name, value in inputs.items()}
-        with paced(self._layers_of_towers(), between):
-            embeddings = self.whole.get_input_embeddings(mx.array([list(tokens)]), **arrays)
-        extras = {name for name, value in embeddings.to_dict().items() if value is not None} - _NO_EXTRAS
+        ids = mx.array([list(tokens)])
+        arrays = {"mask": mx.ones_like(ids), **{name: mx.array(value) for name, value in inputs.items()}}
+        try:
+            with paced(self._layers_of_towers(), between):
+                embeddings = self.whole.get_input_embeddings(ids, **arrays)
+        except ValueError as error:  # upstream's word for pixels and tokens that do not fit together
+            raise UnsupportedFeature(
+                f"This checkpoint's processor and network do not fit together: {error}.", hint="Use another model."
+            ) from error
+        extras = {name for name, value in embeddings.to_dict().items() if value is not None} - _UNDERSTOOD
         if extras:
             raise UnsupportedFeature(
                 f"Images of this architecture cannot be read: it needs {min(extras)}.", hint="Use another model."
             )
         places = [index for index, token in enumerate(tokens) if token == self.image_token]
-        features = embeddings.inputs_embeds[0, mx.array(places)]
+        deep = embeddings.deepstack_visual_embeds
+        own = embeddings.inputs_embeds[0, mx.array(places)]
+        features = own if deep is None else mx.concatenate([own, *deep], axis=-1)
         mx.eval(features)
         return cast("mx.array", features)
 
@@ -303,16 +336,10 @@ def _offset(cache: Caches) -> int:
     return int(cache[0].offset)
 
 
-def _with_features(texts: mx.array, row: _Row, length: int) -> mx.array:
+def _with_features(texts: mx.array, found: Iterable[tuple[int, mx.array]]) -> mx.array:
     """Return the embeddings of a row's next tokens, with features where images are."""
-    if row.plan is None or not row.plan.reaches(row.offset):
-        return texts
     pieces, at = [], 0
-    for span in row.plan.spans:
-        begin, end = max(span.start - row.offset, 0), min(span.stop - row.offset, length)
-        if begin >= end:
-            continue
-        first = span.first + row.offset + begin - span.start
-        pieces += [texts[at:begin], row.plan.features[span.image][first : first + end - begin].astype(texts.dtype)]
-        at = end
-    return mx.concatenate([*pieces, texts[at:]])
+    for begin, features in found:
+        pieces += [texts[at:begin], features[:, : texts.shape[-1]].astype(texts.dtype)]
+        at = begin + len(features)
+    return mx.concatenate([*pieces, texts[at:]]) if pieces else texts

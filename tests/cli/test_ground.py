@@ -45,6 +45,12 @@ def test_ground(tmp_path: Path) -> None:
     assert json.loads(done.stdout)["pointers"][0][0]["pixel"] == [41, 265]
 
 
+def test_show() -> None:
+    """What a GUI-Actor can do is told before it is loaded."""
+    shown = json.loads(run("show", ACTOR, "--json").stdout)
+    assert shown["capabilities"] == ["completion", "vision", "grounding"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
