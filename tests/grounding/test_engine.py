@@ -12,6 +12,8 @@ import pytest
 
 import lib_mlx
 from lib_mlx.engine.event_stream import ThreadEventStream
+from lib_mlx.engine.grounding import GroundingJob, PreparedGrounding
+from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import (
     Cancelled,
     ContextLengthExceeded,
@@ -164,18 +166,41 @@ def test_beside_text(actor: lib_mlx.Model, crafted: Path) -> None:
         assert [point.x, point.y] == pytest.approx(cases(TRAINED)[name]["topk_points"][0], abs=1e-5)
 
 
-def test_cancelled_anywhere(actor: lib_mlx.Model) -> None:
-    """A request that is cancelled ends at once, whether its picture is being read, it waits or is under way."""
+def test_cancelled_while_they_wait(actor: lib_mlx.Model) -> None:
+    """Requests that are cancelled end at once, wherever they are among others, which go on."""
     known = engine(actor)
-    streams = [ThreadEventStream() for _ in range(8)]
+    known.suspend()
+    streams = [ThreadEventStream() for _ in range(6)]
     jobs = [known.submit(known.prepare(asked("toolbar")), stream) for stream in streams]
     for job in jobs[::2]:
         known.cancel(job, Cancelled("It is not wanted."))
-    ends = [events(stream)[-1] for stream in streams]
-    assert all(isinstance(end, Failed | Finished) for end in ends[::2])
-    assert all(isinstance(end, Finished) for end in ends[1::2])
-    assert sum(isinstance(end, Failed) for end in ends) >= 3
+    assert all(isinstance(events(stream)[-1], Failed) for stream in streams[::2])
+    known.resume()
+    assert all(isinstance(events(stream)[-1], Finished) for stream in streams[1::2])
     assert known.waiting == 0
+
+
+def test_cancelled_under_way(actor: lib_mlx.Model) -> None:
+    """A request whose prompt is being processed ends before its next piece."""
+    known = engine(actor)
+    actor.ground(FIXTURES / cases(TRAINED)["settings"]["file"], "Click it")  # its picture is known from now on
+    assert known._pointing is not None
+    lane, stream = known._pointing.lane, ThreadEventStream()
+    prepared = known.prepare(asked("settings", grounding=GroundingOptions(free=True)))
+    assert isinstance(prepared, PreparedGrounding)
+    job = GroundingJob(prepared, stream)
+
+    def begin() -> bool:
+        lane.add(job)
+        begun = [lane.step() for _ in range(3)]
+        job.cancel(Cancelled("It is not wanted."))
+        return begun == [[], [], []] and lane._steps is not None
+
+    assert get_worker().run(begin)
+    (end,) = events(stream)
+    assert isinstance(end.error, Cancelled)
+    assert end.usage.completion == 1
+    assert actor.ground(FIXTURES / "screenshots/icon.png", "Click it").pointers
 
 
 def test_suspended(actor: lib_mlx.Model) -> None:
