@@ -120,6 +120,7 @@ def test_messages(seeing: lib_mlx.Server) -> None:
 def test_ollama(seeing: lib_mlx.Server) -> None:
     """Ollama's client: images of a message and of a prompt; `show` tells that the model sees."""
     client = ollama.Client(host=seeing.base_url)
+    assert "vision" in httpx2.get(f"{seeing.base_url}/v1/models/tiny").json()["capabilities"]
     options = {"temperature": 0, "num_predict": 10}
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": ASK, "images": [SHOT]}]
     assert client.chat("tiny", messages=messages, options=options).message.content == ANSWER
