@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,8 +16,10 @@ from lib_mlx.generation import (
     Finished,
     FinishReason,
     GenerationRequest,
+    GroundingOptions,
     Image,
     Message,
+    PixelBounds,
     ReasoningDelta,
     SamplingParams,
     TextDelta,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
     from lib_mlx.generation import GenerationEvent
+    from lib_mlx.grounding.result import Grounding
     from lib_mlx.status import ServerStatus, Status, UnloadReport
 
 PictureSource: TypeAlias = "str | PathLike[str] | bytes | Image | Picture"
@@ -161,8 +164,6 @@ class Model:
         Raises:
             LibMlxError: the request is refused, or generation failed.
         """
-        from lib_mlx.engine.event_stream import ThreadEventStream
-
         messages = _messages(prompt, list(images))
         if system is not None:
             messages.insert(0, Message("system", system))
@@ -177,6 +178,12 @@ class Model:
             logprobs=logprobs,
             cache_salt=cache_salt,
         )
+        yield from self._events(request)
+
+    def _events(self, request: GenerationRequest) -> Iterator[GenerationEvent]:
+        """Yield the events of a request, the last of which is `Finished`; leaving early cancels it."""
+        from lib_mlx.engine.event_stream import ThreadEventStream
+
         engine = get_runtime().engine(self._handle)
         stream = ThreadEventStream()
         job = engine.submit(engine.prepare(request), stream)
@@ -207,6 +214,53 @@ class Model:
                         "".join(text), "".join(reasoning), tuple(calls), event.reason, event.usage, event.timings
                     )
         raise AssertionError("a generation ends with Finished or raises")
+
+    def ground(
+        self,
+        image: PictureSource,
+        instruction: str,
+        *,
+        free: bool = False,
+        system: str | None = None,
+        max_tokens: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        verifier: Model | None = None,
+    ) -> Grounding:
+        """Return where on a picture a GUI-Actor finds what an instruction means. Blocks.
+
+        Args:
+            image: a screenshot: a file's path or content, or Pillow's picture.
+            instruction: what to point at, or with `free` what to do.
+            free: leave the action to the model, which may point several times or not at all; else it is one click.
+            system: in place of the model's own system prompt.
+            max_tokens: bound on an answer that the model makes up.
+            min_pixels: the picture is made larger than this before the model sees it.
+            max_pixels: it is made smaller than this: quicker, less exact.
+            verifier: a vision model that is shown the candidates and ranks them.
+
+        Raises:
+            TargetNotFound: the model pointed at nothing.
+            UnsupportedFeature: it is no GUI-Actor, or the verifier cannot be used.
+            LibMlxError: the picture or the instruction is refused, or something failed.
+        """
+        from lib_mlx.pointing import verified
+
+        picture = image_of(image)
+        picture = replace(picture, bounds=PixelBounds(min_pixels, max_pixels).over(picture.bounds))
+        request = GenerationRequest(
+            messages=(
+                *([Message("system", system)] if system is not None else []),
+                Message("user", instruction, parts=(picture, instruction)),
+            ),
+            max_tokens=max_tokens,
+            grounding=GroundingOptions(free=free),
+        )
+        finished = [event for event in self._events(request) if isinstance(event, Finished)]
+        if not finished or finished[-1].grounded is None:
+            raise AssertionError("a GUI-Actor's answer ends with what it points at")
+        found = finished[-1].grounded.grounding
+        return found if verifier is None else verified(found, picture, instruction, verifier.stream)
 
     def start_server(self, **config: Any) -> Server:
         """Serve the model over HTTP; `config` is that of `ServerConfig`. Blocks until connections are accepted.
@@ -246,3 +300,18 @@ def load_model(model_path: str | PathLike[str], **config: Any) -> Model:
     """
     parsed = parse_config(LoadConfig, {"model_path": str(model_path), **config})
     return Model(get_runtime().load(parsed).handle)
+
+
+def ground(image: PictureSource, instruction: str, *, model: Model | str | PathLike[str], **options: Any) -> Grounding:
+    """Return where on a picture a GUI-Actor finds what an instruction means; options and errors are `Model.ground`'s.
+
+    Args:
+        image: a screenshot: a file's path or content, or Pillow's picture.
+        instruction: what to point at.
+        model: a loaded one; or a directory or name, which is loaded for this once.
+        options: see `Model.ground`.
+    """
+    if isinstance(model, Model):
+        return model.ground(image, instruction, **options)
+    with load_model(model) as loaded:
+        return loaded.ground(image, instruction, **options)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lib_mlx.errors import LibMlxError
+    from lib_mlx.grounding.result import Grounding
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -114,6 +115,18 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class GroundingOptions:
+    """How a model that points at things (`lib_mlx.grounding`) answers."""
+
+    free: bool = False
+    """Leave the action to the model, which may point several times or not at all; else it is one click."""
+    attention: bool = False
+    """Tell the maps of attention, too."""
+    points: int | None = None
+    """Tell so many candidates at most."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """Everything one generation depends on."""
 
@@ -150,6 +163,8 @@ class GenerationRequest:
     """Who asks: clients take turns, so that none waits for all that another has asked for."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template."""
+    grounding: GroundingOptions | None = None
+    """For models that point at things; None: the defaults."""
 
     @property
     def images(self) -> list[Image]:
@@ -222,6 +237,14 @@ class ToolCallDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Grounded:
+    """What an answer points at, and what of it is to be told."""
+
+    grounding: Grounding
+    options: GroundingOptions = GroundingOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The end of a generation that went well."""
 
@@ -230,6 +253,8 @@ class Finished:
     timings: Timings
     stop: str | None = None
     """The stop sequence that ended the answer, if one did."""
+    grounded: Grounded | None = None
+    """Of a model that points at things."""
 
 
 @dataclass(frozen=True, slots=True)

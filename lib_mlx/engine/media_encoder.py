@@ -12,7 +12,7 @@ import logging
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lib_mlx.engine.job import internal_error
 from lib_mlx.engine.worker import get_worker
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
     import mlx.core as mx
 
-    from lib_mlx.engine.job import Job
-    from lib_mlx.models.media_prompt import Inputs, MediaReader, Picture
-    from lib_mlx.models.vision_network import VisionNetwork
+    from lib_mlx.engine.event_stream import EventStream
+    from lib_mlx.generation import Failed
+    from lib_mlx.models.media_prompt import Inputs, MediaReader, Picture, PromptMedia
+    from lib_mlx.models.vision_network import MediaPlan, VisionNetwork
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,34 @@ class FeatureCache:
         self.nbytes = 0
 
 
+class _Request(Protocol):
+    @property
+    def media(self) -> PromptMedia | None: ...
+
+
+class EncodingJob(Protocol):
+    """What is asked of a request here."""
+
+    stream: EventStream
+    plan: MediaPlan | None
+    error: LibMlxError | None
+
+    @property
+    def request(self) -> _Request:
+        """What was asked for."""
+
+    def cancel(self, error: LibMlxError) -> None:
+        """End it with `error`."""
+
+    def fail(self) -> Failed:
+        """Return its terminal event."""
+
+
 @dataclass(eq=False)
 class _Task:
-    job: Job
+    job: EncodingJob
     missing: deque[str]
-    done: Callable[[Job], None]
+    done: Callable[[], None]
 
 
 class _Interrupted(Exception):
@@ -100,23 +124,23 @@ class MediaEncoder:
         self._pool = ThreadPoolExecutor(1, "lib_mlx-pixels")
 
     @property
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[EncodingJob]:
         """The requests that wait here."""
         return [task.job for task in self._tasks]
 
-    def plan(self, job: Job) -> None:
+    def plan(self, job: EncodingJob) -> None:
         """Work out where the tokens of the job's prompt stand, and take in what is known of its images."""
         media = job.request.media
         if media is not None and job.plan is None and self._network is not None:
             job.plan = self._network.plan(media)
 
-    def add(self, job: Job, missing: list[str], done: Callable[[Job], None]) -> None:
+    def add(self, job: EncodingJob, missing: list[str], done: Callable[[], None]) -> None:
         """Encode the images `missing` of `job`, then call `done`; it is called too if one of them fails the job."""
         self._tasks.append(_Task(job, deque(missing), done))
         if len(self._tasks) == 1:
             self._advance(self._tasks[0])
 
-    def release(self) -> list[Job]:
+    def release(self) -> list[EncodingJob]:
         """Return the jobs that have failed and have nothing more to do with them."""
         leaving = [task for task in self._tasks if task.job.error is not None]
         first = self._tasks[0] if self._tasks else None
@@ -152,7 +176,7 @@ class MediaEncoder:
                 future.add_done_callback(lambda made: get_worker().post(lambda: self._take(task, picture, made)))
             return
         self._tasks.popleft()
-        task.done(task.job)
+        task.done()
         if self._tasks:
             self._advance(self._tasks[0])
 

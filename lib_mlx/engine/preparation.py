@@ -225,6 +225,10 @@ class RequestPreparer:
             raise UnsupportedFeature(
                 f"This model {self._blind}.", hint="Use another vision model.", param=request.images[0].param
             )
+        if request.grounding is not None:
+            raise UnsupportedFeature(
+                "This model does not point at things.", hint="Use a GUI-Actor, or leave it out.", param="grounding"
+            )
         if request.tools and not self._tokenizer.wrapper.has_tool_calling:
             raise UnsupportedFeature(
                 "This model has no tool calls.", hint="Leave the tools out, or use another model.", param="tools"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from lib_mlx.engine.event_stream import Batch, EventStream
-    from lib_mlx.engine.media_encoder import MediaEncoder
+    from lib_mlx.engine.media_encoder import EncodingJob, MediaEncoder
     from lib_mlx.errors import LibMlxError
     from lib_mlx.models.kv_cache import CacheKind, KVCache
 
@@ -96,7 +96,7 @@ class Scheduler:
         return len(self._waiting) + len(self._encoding)
 
     @property
-    def _encoding(self) -> list[Job]:
+    def _encoding(self) -> list[EncodingJob]:
         return self._encoder.jobs if self._encoder else []
 
     def add(self, job: Job) -> None:
@@ -234,7 +234,7 @@ class Scheduler:
         self._turns[client] = self._turn
         everyone = self._everyone()
         if len(self._turns) > 2 * len(everyone) + 64:
-            present = {job.request.client for job in everyone}
+            present = {job.request.client for job in everyone if isinstance(job, Job)}
             self._turns = {client: turn for client, turn in self._turns.items() if client in present}
 
     def _fits_one_step(self, job: Job) -> bool:
@@ -312,7 +312,7 @@ class Scheduler:
         if self._encoder is not None:
             self._encoder.plan(job)
             if job.plan is not None and (missing := job.plan.missing(cached)):
-                self._encoder.add(job, missing, self.add)
+                self._encoder.add(job, missing, lambda: self.add(job))
                 return
             row.append(RowState.new(job.plan, cached))
         (uid,) = self._batch.insert_segments(
@@ -331,14 +331,13 @@ class Scheduler:
 
     def _end_failed(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Take out the requests that were cancelled or failed, and tell their streams."""
-        if self._encoder is not None:
-            self._waiting += self._encoder.release()
+        released = self._encoder.release() if self._encoder is not None else []
         failed = {uid: job for uid, job in self._jobs.items() if job.error is not None}
         leaving = [job for job in self._waiting if job.error is not None]  # asked once: errors come at any time
         self._waiting = [job for job in self._waiting if job not in leaving]
         for uid in failed:
             del self._jobs[uid]
-        out += [_failure(job) for job in [*failed.values(), *leaving]]
+        out += [_failure(job) for job in [*failed.values(), *leaving, *released]]
         self._remove(failed)
 
     # What is kept
@@ -368,7 +367,7 @@ class Scheduler:
             mx.eval([layer.state for layer in kept])  # else it holds on to the whole batch it was cut from
             self.prefixes.store(tokens, kept, job.request.cache_salt)
 
-    def _everyone(self) -> list[Job]:
+    def _everyone(self) -> list[Job | EncodingJob]:
         return [*self._jobs.values(), *self._waiting, *self._encoding]
 
     def _new_batch(self) -> Any:
@@ -388,5 +387,5 @@ def _segments(tokens: list[int], cached: int, boundaries: Iterable[int]) -> list
     return [tokens[begin:end] for begin, end in itertools.pairwise(cuts)]
 
 
-def _failure(job: Job) -> tuple[EventStream, Batch]:
+def _failure(job: Job | EncodingJob) -> tuple[EventStream, Batch]:
     return job.stream, [job.fail()]

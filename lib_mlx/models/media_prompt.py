@@ -122,26 +122,30 @@ class MediaReader:
             InvalidArgument: an image cannot be read, or bounds contradict each other.
             CorruptModel: the checkpoint's processor cannot be loaded.
         """
-        return [self._read(image, image.bounds.over(bounds).over(self._bounds)) for image in images]
+        return [self._read(image, image.bounds.over(bounds)) for image in images]
 
     def _read(self, image: Image, bounds: PixelBounds) -> Picture:
         if not isinstance(image.source, bytes):
             raise InvalidArgument(
                 "The image is a URL, which is not fetched here.", hint="Give the file's content.", param=image.param
             )
+        return self.picture(decode(image.source, image.param), bounds, image.param)
+
+    def picture(self, pixels: Pixels, bounds: PixelBounds, param: str) -> Picture:
+        """Resize a decoded image to what enters the model; raises as `read` does."""
         processor = self._image_processor()
-        bounds = bounds.over(_own_bounds(processor))
+        bounds = bounds.over(self._bounds).over(_own_bounds(processor))
         if bounds.least is not None and bounds.most is not None and bounds.least > bounds.most:
             raise InvalidArgument(
                 f"An image of {bounds.least} pixels at least and {bounds.most} at most there is not.",
                 hint="Give bounds that leave room.",
-                param=image.param,
+                param=param,
             )
-        pixels = _resized(decode(image.source, image.param), bounds, _factor(processor), image.param)
+        pixels = _resized(pixels, bounds, _factor(processor), param)
         digest = hashlib.sha256(str(pixels.size).encode())
         digest.update(pixels.tobytes())
         key = digest.hexdigest()
-        return Picture(key, pixels, bounds, self._shape(key, pixels, bounds, image.param))
+        return Picture(key, pixels, bounds, self._shape(key, pixels, bounds, param))
 
     def _shape(self, digest: str, pixels: Pixels, bounds: PixelBounds, param: str) -> Shape:
         with self._lock:

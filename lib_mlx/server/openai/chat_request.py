@@ -14,6 +14,7 @@ from pydantic import Field
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import GenerationRequest, Tool, ToolCall
 from lib_mlx.server.fields import Bias, FunctionName, constraint, refuse, refuse_unless
+from lib_mlx.server.grounding import GroundingFields, to_options
 from lib_mlx.server.http import WireModel
 from lib_mlx.server.media import image_at, message_of
 from lib_mlx.server.openai.common import (
@@ -141,6 +142,7 @@ class ChatRequest(CommonFields):
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    grounding: GroundingFields | None = None
     # Fields that are refused unless they ask for what happens anyway.
     modalities: list[str] | None = None
     verbosity: str | None = None
@@ -188,6 +190,7 @@ def to_generation(body: ChatRequest) -> GenerationRequest:
         cache_salt=body.cache_salt or "",
         logprobs=body.top_logprobs or 0 if body.logprobs else None,
         constraint=constraint(_form(body.response_format), "response_format"),
+        grounding=to_options(body.grounding),
     )
 
 

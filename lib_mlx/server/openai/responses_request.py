@@ -13,6 +13,7 @@ from pydantic import Field
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import GenerationRequest, Message, Tool
 from lib_mlx.server.fields import FunctionName, constraint, refuse, refuse_unless
+from lib_mlx.server.grounding import GroundingFields, to_options
 from lib_mlx.server.http import WireModel
 from lib_mlx.server.openai.common import (
     CommonFields,
@@ -125,6 +126,7 @@ class ResponsesRequest(PromptFields, CommonFields):
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     include: list[str] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    grounding: GroundingFields | None = None
     background: bool | None = None
     # Fields that are refused unless they ask for what happens anyway.
     max_tool_calls: int | None = None
@@ -166,6 +168,7 @@ def to_generation(body: ResponsesRequest, items: Sequence[Item]) -> GenerationRe
         cache_salt=body.cache_salt or "",
         logprobs=body.logprobs,
         constraint=constraint(_form(body.form), "text.format"),
+        grounding=to_options(body.grounding),
     )
 
 
