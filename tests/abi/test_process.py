@@ -75,6 +75,7 @@ def test_forked_child(programs: Programs, crafted: Path) -> None:
     programs.check("forked", crafted)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("moment", ["starting", "started", "loading", "serving", "generating", "stuck"])
 def test_exit_is_prompt_and_keeps_its_code(programs: Programs, crafted: Path, moment: str) -> None:
     """exit(7) ends the process with 7, soon, whatever the library is doing."""
@@ -85,6 +86,7 @@ def test_exit_is_prompt_and_keeps_its_code(programs: Programs, crafted: Path, mo
     assert time.monotonic() - began < PROMPT_S + _time_to_serve(moment)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("moment", ["starting", "started", "loading", "serving", "generating"])
 def test_exit_with_an_isolated_model(programs: Programs, crafted: Path, moment: str) -> None:
     """So it does with engine and server in a process of their own, which is gone soon after."""

@@ -233,6 +233,9 @@ function takeEvent(exchange, trace, data) {
 function fold(exchange, event) {
   const item = exchange.output[event.output_index];
   switch (event.type) {
+    case "response.created":
+      exchange.model ||= event.response.model; // it was sent before the list of models had come
+      break;
     case "response.output_item.added":
       exchange.output[event.output_index] = { ...event.item, text: "" };
       break;
