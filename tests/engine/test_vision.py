@@ -15,7 +15,14 @@ from lib_mlx.config import EngineConfig
 from lib_mlx.engine import engine
 from lib_mlx.engine.event_stream import ThreadEventStream
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import Cancelled, InvalidArgument, ShuttingDown, UnsupportedFeature
+from lib_mlx.errors import (
+    Cancelled,
+    ContextLengthExceeded,
+    InvalidArgument,
+    LibMlxError,
+    ShuttingDown,
+    UnsupportedFeature,
+)
 from lib_mlx.generation import (
     Failed,
     Finished,
@@ -25,6 +32,7 @@ from lib_mlx.generation import (
     PixelBounds,
     SamplingParams,
 )
+from lib_mlx.models import media_prompt
 from lib_mlx.models.checkpoint import inspect
 from tests.fixtures import GUI
 from tests.models.vision import PLAIN, plain_case
@@ -289,6 +297,32 @@ def test_bounds_of_pixels() -> None:
             tokens(asked=PixelBounds(least=28 * 28 * 50))
     finally:
         loaded.unload()
+
+
+def test_more_pixels_than_can_be_used(model: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused before they take memory and time, at the first image that is too much, by its name."""
+    small = shot("icon").source
+
+    def refused(error: type[LibMlxError], *sizes: PixelBounds) -> str | None:
+        images = [Image(small, bounds, f"images.{at}") for at, bounds in enumerate(sizes)]
+        begun = time.perf_counter()
+        with pytest.raises(error) as caught:
+            model.prepare(request(user(*images), max_tokens=1))
+        assert time.perf_counter() - begun < 5
+        return caught.value.param
+
+    assert refused(InvalidArgument, PixelBounds(10**12, 10**13)) == "images.0"
+    large = PixelBounds(28 * 28 * 1500, 28 * 28 * 2000)
+    assert refused(ContextLengthExceeded, *[large] * 50) == "images.2"
+    monkeypatch.setattr(media_prompt, "_MOST_PIXELS", 10**6)
+    with pytest.raises(InvalidArgument, match="up to this one"):
+        model.count_prompt(request(user(*[Image(small, large)])))
+
+
+def test_counting_more_than_the_context(model: EngineModel) -> None:
+    """How many tokens a prompt has is told even if they are too many."""
+    large = Image(shot("icon").source, PixelBounds(28 * 28 * 5000, 28 * 28 * 6000))
+    assert model.count_prompt(request(user(large))) > model.context_length
 
 
 def png(change: Callable[[Any], Any]) -> bytes:
