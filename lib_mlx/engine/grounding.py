@@ -127,7 +127,8 @@ def _refuse_impossible(request: GenerationRequest) -> None:
         "tools": bool(request.tools),
         "stop": bool(request.stop),
         "logprobs": request.logprobs is not None,
-        "chat_template_kwargs": bool(request.template_kwargs),
+        # There is no template; an effort is of reasoning, of which there is none.
+        "chat_template_kwargs": bool(request.template_kwargs.keys() - {"reasoning_effort"}),
         request.constraint.param if request.constraint else "response_format": request.constraint is not None,
     }
     if request.prefill:

@@ -196,6 +196,11 @@ def test_what_is_refused(wire: httpx2.Client, fields: dict[str, Any], param: str
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
 
 
+def test_an_effort(wire: httpx2.Client) -> None:
+    """It changes nothing, as with other models that do not reason: clients send it to all."""
+    assert wire.post(CHAT, json=chat(reasoning_effort="low")).json()["choices"][0]["coordinates"] == [[84, 84]]
+
+
 def test_strips(wire: httpx2.Client) -> None:
     """A picture that is too long is refused by its field's name."""
     url = f"data:image/png;base64,{base64.b64encode(png(20000, 1)).decode()}"
