@@ -107,8 +107,9 @@ def test_a_planner_that_cannot_be_asked(screen: Recorder, ground: Find, planner_
     assert agent.latest.ending == "interrupted"
     with pytest.raises(lib_mlx.LibMlxError, match="nobody"):
         Agent(screen, ground).run(ChatPlanner(ChatModel(planner_url, "nobody"), "Press", sees=False))
-    with pytest.raises(InvalidArgument, match="no URL"):
-        ChatModel("localhost:80")
+    for url in ("localhost:80", "http://127.0.0.1:99999/v1", "http://[::1/v1", "http://a:b/v1"):
+        with pytest.raises(InvalidArgument, match="no URL"):
+            ChatModel(url)
 
 
 def test_a_dry_run(screen: Recorder, ground: Find) -> None:
