@@ -121,4 +121,6 @@ def test_an_agent_that_is_told_too_little() -> None:
     assert "--model or --grounder" in run("agent", "Click it", "--url", "about:blank").stderr
     done = run("agent", "a", "b", "--url", "about:blank", "-m", ACTOR, "--planner", "http://127.0.0.1:9/v1")
     assert "one task" in done.stderr
+    done = run("agent", "a", "--url", "about:blank", "-m", ACTOR, "--report", "/nowhere/report.html")
+    assert "cannot be written" in done.stderr  # and not when all has been done
     assert "no size" in run("agent", "a", "--url", "about:blank", "-m", ACTOR, "--size", "big").stderr
