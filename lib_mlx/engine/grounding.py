@@ -112,7 +112,7 @@ class GroundingPreparer:
             resized = fetched(pixels)
         except InvalidArgument as error:
             raise InvalidArgument(error.message, hint=error.hint, param=image.param) from None
-        picture = self._reader.picture(resized, image.bounds.over(request.pixel_bounds), image.param)
+        picture = self._reader.picture(resized, image, request)
         free = request.grounding is not None and request.grounding.free
         text = self._interface.prompt(instruction, free=free, system=system)
         with self._tokenizer.lock:

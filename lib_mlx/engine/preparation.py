@@ -194,7 +194,7 @@ class RequestPreparer:
         if not request.images or self._media is None:
             return prompt, None, boundaries
         context_length = self._context_length if bounded else None
-        pictures = self._media.read(request.images, request.pixel_bounds, context_length)
+        pictures = self._media.read(request, context_length)
         return self._media.place(prompt, pictures, boundaries)
 
     def _thinks(self, request: GenerationRequest) -> bool:

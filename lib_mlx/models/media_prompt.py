@@ -22,11 +22,12 @@ from lib_mlx.models.image_size import smart_resize
 from lib_mlx.models.pictures import MAX_PIXELS, content_of, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image as Pixels
 
+    from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer
 
@@ -117,12 +118,11 @@ class MediaReader:
             return False
         return prompt.count(self.image_token) == 1
 
-    def read(self, images: Iterable[Image], bounds: PixelBounds, context_length: int | None = None) -> list[Picture]:
-        """Decode and resize images, no more of them than can be used.
+    def read(self, request: GenerationRequest, context_length: int | None = None) -> list[Picture]:
+        """Decode and resize the images of a request, no more of them than can be used.
 
         Args:
-            images: of one request.
-            bounds: the request's, for images that have none of their own.
+            request: with their contents.
             context_length: the most tokens that they may take together; None: as many as there are.
 
         Raises:
@@ -132,9 +132,9 @@ class MediaReader:
         """
         pictures: list[Picture] = []
         area = tokens = 0
-        for image in images:
+        for image in request.images:
             pixels = decode(content_of(image), image.param)
-            picture = self.picture(pixels, image.bounds.over(bounds), image.param)
+            picture = self.picture(pixels, image, request)
             pictures.append(picture)
             area += max(_area(pixels), _area(picture.pixels))
             tokens += len(picture.shape.tokens)
@@ -152,10 +152,11 @@ class MediaReader:
                 )
         return pictures
 
-    def picture(self, pixels: Pixels, bounds: PixelBounds, param: str) -> Picture:
-        """Resize a decoded image to what enters the model; raises as `read` does."""
+    def picture(self, pixels: Pixels, image: Image, request: GenerationRequest) -> Picture:
+        """Resize `pixels`, an image of `request`, to what enters the model; raises as `read` does."""
         processor = self._image_processor()
-        bounds = bounds.over(self._bounds).over(_own_bounds(processor))
+        param = image.param
+        bounds = image.bounds.over(request.pixel_bounds).over(self._bounds).over(_own_bounds(processor))
         if bounds.least is not None and bounds.most is not None and bounds.least > bounds.most:
             raise InvalidArgument(
                 f"An image of {bounds.least} pixels at least and {bounds.most} at most there is not.",
@@ -165,6 +166,7 @@ class MediaReader:
         pixels = _resized(pixels, bounds, _factor(processor), param)
         digest = hashlib.sha256(str(pixels.size).encode())
         digest.update(pixels.tobytes())
+        digest.update(request.cache_salt.encode("utf-8", "replace"))  # what is kept of it is not for others to notice
         key = digest.hexdigest()
         return Picture(key, pixels, bounds, self._shape(key, pixels, bounds, param))
 

@@ -187,6 +187,18 @@ def test_features_are_kept_when_prompts_are_not() -> None:
             loaded.unload()
 
 
+def test_salts() -> None:
+    """What is kept of an image is of no use to others, who could tell by it what somebody asked about."""
+    loaded = engine.load(inspect(PLAIN), EngineConfig())
+    try:
+        for salt, misses in (("a", 1), ("a", 1), ("b", 2), ("", 3)):
+            finished(Run(loaded, request(user("What is it?", shot("dialog")), max_tokens=2, cache_salt=salt)))
+            assert loaded._encoder is not None
+            assert loaded._encoder.features.misses == misses
+    finally:
+        loaded.unload()
+
+
 def test_limits_count_what_is_kept_of_images() -> None:
     """An eighth of what a limit leaves for caches is for features at most."""
     loaded = engine.load(inspect(PLAIN), EngineConfig(memory_limit_bytes=20_000_000))
