@@ -187,6 +187,19 @@ def test_features_are_kept_when_prompts_are_not() -> None:
             loaded.unload()
 
 
+def test_many_that_wait_for_the_same_image(fresh: EngineModel) -> None:
+    """However many there are, one encoding serves them all."""
+    prepared = fresh.prepare(request(user("What is it?", shot("dialog")), max_tokens=1))
+    streams = [ThreadEventStream() for _ in range(1100)]
+    for stream in streams:
+        fresh.submit(prepared, stream)
+    for stream in streams:
+        got: list[GenerationEvent] = []
+        while not got or not isinstance(got[-1], Finished | Failed):
+            got += stream.get()
+        assert isinstance(got[-1], Finished), got[-1]
+
+
 def test_salts() -> None:
     """What is kept of an image is of no use to others, who could tell by it what somebody asked about."""
     loaded = engine.load(inspect(PLAIN), EngineConfig())
