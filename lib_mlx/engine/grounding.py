@@ -123,6 +123,8 @@ class GroundingPreparer:
 
 def _refuse_impossible(request: GenerationRequest) -> None:
     """Refuse what a request asks for beside a place on a picture."""
+    if request.max_tokens is not None and request.max_tokens < 1:
+        raise InvalidArgument(f"max_tokens is {request.max_tokens}; it must be at least 1.", param="max_tokens")
     asked = {
         "tools": bool(request.tools),
         "stop": bool(request.stop),
