@@ -57,6 +57,8 @@ def test_show() -> None:
         ((GUI / "nowhere.png", "Click it", "-m", ACTOR), "cannot be read"),
         ((DIALOG, "Click it", "-m", GUI / "models/tiny-qwen2-vl"), "does not point"),
         ((DIALOG, "Click it", "-m", ACTOR, "-o", "/tmp/x.what"), "no known format"),
+        ((DIALOG, "Click it", "-m", "no such model", "-o", "/nowhere/x.png"), "in none that there is"),  # told at once
+        ((DIALOG, "Click it", "-m", "no such model", "-o", "/tmp/x.psd"), "no known format"),  # read, not written
     ],
 )
 def test_what_cannot_be_grounded(arguments: tuple[object, ...], why: str) -> None:
