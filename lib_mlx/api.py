@@ -84,11 +84,14 @@ class Server:
         self.stop()
 
 
+_PNG = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})  # Pillow's kinds of pixels that the format has
+
+
 def image_of(source: PictureSource) -> Image:
     """Return the image in a file (by its path, or by its content) or in an image of Pillow's.
 
     Raises:
-        InvalidArgument: there is no such file.
+        InvalidArgument: there is no such file, or it is something else.
     """
     if isinstance(source, Image):
         return source
@@ -101,8 +104,16 @@ def image_of(source: PictureSource) -> Image:
             raise InvalidArgument(
                 f"The image {source} cannot be read: {error.strerror}.", hint="Check the path.", param="images"
             ) from None
+    from PIL.Image import Image as Picture
+
+    if not isinstance(source, Picture):
+        raise InvalidArgument(
+            f"An image is a path, a file's content or an image of Pillow's, not of the type {type(source).__name__}.",
+            hint="Read what is in it.",
+            param="images",
+        )
     content = io.BytesIO()
-    source.save(content, "PNG")
+    (source if source.mode in _PNG else source.convert("RGB")).save(content, "PNG")
     return Image(content.getvalue())
 
 

@@ -126,6 +126,14 @@ class EngineConfig(_Config):
     generation: GenerationDefaults | None = None
     """What requests get that leave it out."""
 
+    @pydantic.field_validator("max_pixels")
+    @classmethod
+    def _leave_room(cls, value: int | None, info: pydantic.ValidationInfo) -> int | None:
+        least = info.data.get("min_pixels")
+        if value is not None and least is not None and value < least:
+            raise ValueError(f"it is less than min_pixels, {least}")
+        return value
+
 
 class LoadConfig(EngineConfig):
     """What to load and how (`lib_mlx_load_model`, `lib_mlx.load_model`)."""

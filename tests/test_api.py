@@ -68,6 +68,11 @@ def test_images(tmp_path: Path) -> None:
                 model.generate("Describe the image.", images=[image], **options).text == plain_case("one").facts["text"]
             )
         assert model.status().model.encoders == "loaded"
+        for kind in ("CMYK", "F", "HSV", "I;16", "PA"):
+            model.generate("a", images=[Picture.new(kind, (60, 60))], max_tokens=1)
+        for nothing in (None, 5, tmp_path.open):
+            with pytest.raises(InvalidArgument, match="not of the type"):
+                model.generate("a", images=[nothing])  # type: ignore[list-item]
         with pytest.raises(InvalidArgument, match="cannot be read"):
             model.generate("a", images=[tmp_path / "none.png"])
         with pytest.raises(InvalidArgument, match="into its messages"):

@@ -35,6 +35,7 @@ def test_camel_case_aliases() -> None:
 @pytest.mark.parametrize(
     ("values", "param", "words"),
     [
+        ({"model_path": "m", "min_pixels": 10, "max_pixels": 5}, "max_pixels", "less than min_pixels"),
         ({}, "model_path", "required"),
         ({"model_path": "m", "modelpth": 1}, "modelpth", "Unknown key 'modelpth'. Did you mean 'model_path'?"),
         ({"model_path": "m", "zzz": 1}, "zzz", "Known keys: thinking_enabled"),

@@ -98,12 +98,18 @@ class Action:
         return min(float(self.value or 5), LONGEST_WAIT_S)
 
     def __str__(self) -> str:
+        """Say it in one line, as a person is asked about it: nothing in it moves a terminal's cursor."""
         parts = [
-            self.target,
-            f"to {self.end_target}" if self.end_target else "",
+            _plain(self.target),
+            f"to {_plain(self.end_target)}" if self.end_target else "",
             repr(self.value) if self.value else "",
         ]
         return " ".join([str(self.kind), *filter(None, parts)])
+
+
+def _plain(text: str) -> str:
+    """Return a text with characters that do not show, or turn the order of others, written out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def read_action(said: str) -> Action:
@@ -170,7 +176,7 @@ def _text(values: dict[str, Any], key: str) -> str:
         return ""
     if not isinstance(value, str | int | float):
         raise _wrong(f"has no text as {key}", "Give a string.")
-    return str(value)
+    return str(value).encode("utf-8", "replace").decode()  # halves of surrogates are no text
 
 
 def _positions(value: Any) -> tuple[tuple[float, float], ...]:
@@ -180,7 +186,7 @@ def _positions(value: Any) -> tuple[tuple[float, float], ...]:
     pairs = value if isinstance(value, list | tuple) and value and isinstance(value[0], list | tuple) else [value]
     try:
         read = tuple((float(x), float(y)) for x, y in pairs)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _wrong("has a position that is none", "Give [x, y], each from 0 to 1.") from None
     if not all(0 <= number <= 1 for pair in read for number in pair):
         raise _wrong("has a position outside the screen", "Give [x, y], each from 0 to 1.")

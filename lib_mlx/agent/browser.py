@@ -29,6 +29,13 @@ _AT = """([x, y]) => {
     while (found?.shadowRoot?.elementFromPoint(x, y)) found = found.shadowRoot.elementFromPoint(x, y);
     return found;
 }"""
+# Whether typed text goes somewhere: to a field, or a frame or component that may have one in it.
+_TAKES_TEXT = """() => {
+    const at = document.activeElement;
+    if (!at || at === document.body || at === document.documentElement) return document.designMode === "on";
+    if (at.matches("input, textarea")) return !at.readOnly && !at.disabled;
+    return at.isContentEditable || !at.matches("a, button, select, summary");
+}"""
 _COPY = """text => {
     const before = document.activeElement, area = document.createElement("textarea");
     area.value = text;
@@ -42,14 +49,24 @@ _COPY = """text => {
 
 
 class BrowserScreen:
-    """A page as a screen.
+    """A page as a screen; a page that it opens in a window of its own takes its place until that is closed.
 
     Args:
         page: Playwright's, of its synchronous API; used on its own thread only.
     """
 
     def __init__(self, page: Any) -> None:
-        self._page = page
+        self._first = page
+        self._opened: list[Any] = []
+        page.on("popup", self._take)
+
+    def _take(self, page: Any) -> None:
+        self._opened.append(page)
+        page.on("popup", self._take)
+
+    @property
+    def _page(self) -> Any:
+        return next((page for page in reversed(self._opened) if not page.is_closed()), self._first)
 
     def look(self) -> Image:
         """Return what the viewport shows, one pixel for each of CSS's.
@@ -69,12 +86,12 @@ class BrowserScreen:
         """Do it with mouse and keyboard.
 
         Raises:
-            NotFound: the list has no such entry, or the page is gone or gone elsewhere.
+            NotFound: the list has no such entry, nothing takes the text, or the page is gone or gone elsewhere.
             UnsupportedFeature: the page lets nothing be copied.
         """
         with _told("The page did not do that"):
             self._act(action, places)
-            self._page.wait_for_timeout(_SETTLE_MS)
+            self._first.wait_for_timeout(_SETTLE_MS)  # not of a window that may just have closed
             self._page.wait_for_load_state("domcontentloaded")  # a click may have led elsewhere
 
     def _act(self, action: Action, places: Sequence[Place]) -> None:
@@ -86,6 +103,8 @@ class BrowserScreen:
                 mouse.click(*points[0])
             case Kind.INPUT:
                 mouse.click(*points[0])
+                if not self._page.evaluate(_TAKES_TEXT):
+                    raise NotFound("Nothing there takes text.", hint="Name a field that is on the screen.")
                 keyboard.insert_text(action.value)
             case Kind.SELECT:
                 self._select(points[0], action.value)

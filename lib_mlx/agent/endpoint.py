@@ -30,12 +30,15 @@ class ChatModel:
     """
 
     def __init__(self, base_url: str, model: str | None = None, api_key: str | None = None) -> None:
-        parts = urlsplit(base_url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
+        try:
+            self._parts = parts = urlsplit(base_url)
+            usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # of the port, or of brackets
+            usable = False
+        if not usable:
             raise InvalidArgument(
                 f"{base_url!r} is no URL of a server.", hint="Give http://HOST:PORT/v1.", param="base_url"
             )
-        self._parts = parts
         self._model = model
         self._api_key = api_key
 
@@ -70,6 +73,12 @@ class ChatModel:
         told: dict[str, Any] = error_told if isinstance(error_told, dict) else {}
         message = str(told.get("message") or f"{self._parts.geturl()} answers with status {answer.status}.")
         raise error_from_json({"code": str(told.get("code") or "not_found"), "message": message, "hint": ""})
+
+
+def content_of(choice: dict[str, Any]) -> str:
+    """Return the text of a choice; none if it has none."""
+    message = choice.get("message")
+    return str((message.get("content") if isinstance(message, dict) else None) or "")
 
 
 def png_of(picture: Image) -> bytes:

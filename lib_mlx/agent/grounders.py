@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from lib_mlx.agent.endpoint import data_url
+from lib_mlx.agent.endpoint import content_of, data_url
 from lib_mlx.agent.screen import Place
 from lib_mlx.errors import TargetNotFound
 
@@ -52,12 +52,11 @@ class ChatGrounder:
             {"type": "text", "text": self._prompt.replace("{}", target)},
         ]
         choice = self._model.choice([{"role": "user", "content": content}], temperature=0, max_tokens=_MOST_TOKENS)
-        grounding = choice.get("grounding")
-        if grounding:
-            best = grounding["pointers"][0]["points"][0]
-            return Place(best["x"], best["y"])
-        said: Any = (choice.get("message") or {}).get("content") or ""
-        return read_place(said, picture.width, picture.height, self._scale)
+        try:
+            best = choice["grounding"]["pointers"][0]["points"][0]
+            return Place(float(best["x"]), float(best["y"]))
+        except (LookupError, TypeError, ValueError):  # another server's, which may mean something else by the name
+            return read_place(content_of(choice), picture.width, picture.height, self._scale)
 
 
 def read_place(said: str, width: int, height: int, scale: Scale = "auto") -> Place:

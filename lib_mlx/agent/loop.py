@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from lib_mlx.agent.actions import ENDS, Action, Kind, NotAnAction
 from lib_mlx.agent.screen import Place
-from lib_mlx.errors import InvalidArgument, LibMlxError
+from lib_mlx.errors import Cancelled, InvalidArgument, LibMlxError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,8 +39,8 @@ class Step:
     """None if none could be planned."""
     places: tuple[Place, ...] = ()
     outcome: Literal["done", "dry_run", "declined", "failed"] = "done"
-    error: LibMlxError | None = None
-    """Why it failed."""
+    error: BaseException | None = None
+    """Why it failed; of another kind than `LibMlxError` it has ended the run."""
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Step:
             case "declined":
                 return "The user did not allow this action."
             case "failed":
-                return f"Failed: {self.error}"
+                return f"Failed: {str(self.error) or type(self.error).__name__}"
 
 
 @dataclass
@@ -120,15 +120,22 @@ class Agent:
         What goes wrong with one step is told to the planner, which may find another way.
 
         Raises:
-            LibMlxError: the planner's model cannot be asked.
+            LibMlxError: the planner's model cannot be asked, or the screen not be looked at.
+            Cancelled: the user has stopped it.
         """
         run = self.latest = Run("interrupted")
         for number in range(1, self._step_limit + 1):
             begun = time.monotonic()
             step = Step(number, self._screen.look())
-            self._take(step, planner, run.steps)
-            step.seconds = time.monotonic() - begun
+            before = tuple(run.steps)
             run.steps.append(step)
+            try:
+                self._take(step, planner, before)
+            except BaseException as error:
+                step.outcome, step.error = "failed", error
+                raise
+            finally:
+                step.seconds = time.monotonic() - begun
             self._tell(step)
             if step.action is not None and step.action.kind in ENDS:
                 run.ending, run.answer = _ENDINGS[step.action.kind], step.action.value
@@ -147,6 +154,8 @@ class Agent:
             places += [self._ground(step.picture, target) for target in step.action.targets]
             step.places = tuple(places)
             self._act(step, step.action)
+        except Cancelled:  # by the user, who does not want to see another way found
+            raise
         except LibMlxError as error:
             step.outcome, step.error = "failed", error
 

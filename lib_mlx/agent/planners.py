@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.agent.actions import MEANINGS, SCHEMA, Action, Kind, read_action
-from lib_mlx.agent.endpoint import data_url
+from lib_mlx.agent.endpoint import content_of, data_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +73,7 @@ class ChatPlanner:
             text = {"type": "text", "text": said[-1]["content"]}
             said[-1]["content"] = [text, {"type": "image_url", "image_url": {"url": data_url(picture)}}]
         choice = self._model.choice(said, temperature=0, max_tokens=_MOST_TOKENS, **self._options)
-        return read_action(str((choice.get("message") or {}).get("content") or ""))
+        return read_action(content_of(choice))
 
 
 def _repeated(action: Action | None) -> str:

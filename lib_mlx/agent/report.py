@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from lib_mlx.agent.endpoint import png_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from PIL.Image import Image
 
     from lib_mlx.agent.loop import Run, Step
@@ -39,8 +41,8 @@ def write_report(path: str | os.PathLike[str], task: str, run: Run) -> Path:
     target = Path(path)
     handle, partial = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(render(task, run))
+        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            file.writelines(rendered(task, run))
         Path(partial).replace(target)
     except BaseException:
         Path(partial).unlink(missing_ok=True)
@@ -48,11 +50,13 @@ def write_report(path: str | os.PathLike[str], task: str, run: Run) -> Path:
     return target
 
 
-def render(task: str, run: Run) -> str:
-    """Return the document."""
+def rendered(task: str, run: Run) -> Iterator[str]:
+    """Yield the document in pieces: with all its pictures it may be larger than memory likes."""
     ending = f"{run.ending.replace('_', ' ')}{f': {run.answer}' if run.answer else ''}"
     head = f"<h1>{html.escape(task)}</h1>\n<p>{html.escape(ending)}, after {len(run.steps)} steps</p>\n"
-    return _HEAD + head + "".join(map(_section, run.steps)) + "</body></html>\n"
+    yield _HEAD + head
+    yield from map(_section, run.steps)
+    yield "</body></html>\n"
 
 
 def annotated(picture: Image, places: tuple[Place, ...]) -> Image:

@@ -60,6 +60,8 @@ def agent(
         raise typer.BadParameter(f"{size!r} is no size; give WIDTHxHEIGHT.")
     if planner is not None and len(task) != 1:
         raise typer.BadParameter("With --planner there is one task.")
+    if report is not None and (report.is_dir() or not report.resolve().parent.is_dir()):
+        raise typer.BadParameter(f"{report} cannot be written: it is a folder, or in none that there is.")
     chat = None if planner is None else ChatModel(planner, planner_model, api_key)
     plan = ChatPlanner(chat, task[0], sees=not blind, structured=not loose) if chat else Clicks(task)
     with _grounder(model, grounder, api_key) as ground, _screen(url, size, show=show) as screen:

@@ -33,12 +33,13 @@ def ground(
 
     from lib_mlx.cli.generate import load
 
+    kind = None if output is None else _format_of(output)
     with contextlib.ExitStack() as stack:
         actor = stack.enter_context(load(model))
         judge = stack.enter_context(load(verifier)) if verifier else None
         found = actor.ground(image, instruction, free=free, max_pixels=max_pixels, verifier=judge)
-    if output is not None:
-        _draw(image, found, output)
+    if output is not None and kind is not None:
+        _draw(image, found, output, kind)
     if as_json:
         typer.echo(json.dumps(_told(found), indent=2))
         return
@@ -49,19 +50,30 @@ def ground(
             typer.secho(f"{found.pixel(point)}  score {point.score:.4f}{judged}", dim=True, err=True)
 
 
-def _draw(image: Path, found: Grounding, output: Path) -> None:
+def _format_of(output: Path) -> str:
+    """Return Pillow's name of a file's format; raises InvalidArgument if such a file cannot be written."""
     from PIL import Image
 
     from lib_mlx.errors import InvalidArgument
+
+    kind = Image.registered_extensions().get(output.suffix.lower())
+    if kind not in Image.SAVE:
+        raise InvalidArgument(f"{output} is of no known format.", hint="Name a .png or .jpg file.", param="output")
+    if output.is_dir() or not output.resolve().parent.is_dir():
+        raise InvalidArgument(f"{output} is a folder, or in none that there is.", hint="Name a file.", param="output")
+    return str(kind)
+
+
+def _draw(image: Path, found: Grounding, output: Path, kind: str) -> None:
     from lib_mlx.grounding.overlay import overlay
     from lib_mlx.models.pictures import decode
 
     partial = output.with_name(f".{output.name}.partial")
-    kind = Image.registered_extensions().get(output.suffix.lower())
-    if kind is None:
-        raise InvalidArgument(f"{output} is of no known format.", hint="Name a .png or .jpg file.", param="output")
-    overlay(decode(image.read_bytes(), "image"), found).save(partial, kind)
-    partial.replace(output)
+    try:
+        overlay(decode(image.read_bytes(), "image"), found).save(partial, kind)
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _told(found: Grounding) -> dict[str, object]:

@@ -144,18 +144,15 @@ class EngineModel:
         """
         self._refuse_if_closed()
         if self._pointing is not None and request.prompt is None:
-            return self._prepare_pointing(self._pointing, request)
+            limits = {"context_length": self.context_length, "vocab_size": self.vocab_size}
+            return self._pointing.preparer.prepare(request, **limits)
         return self._preparer.prepare(request)
-
-    def _prepare_pointing(self, pointing: Pointing, request: GenerationRequest) -> PreparedGrounding:
-        limits = {"context_length": self.context_length, "vocab_size": self.vocab_size}
-        return pointing.preparer.prepare(request, **limits)
 
     def count_prompt(self, request: GenerationRequest) -> int:
         """Return how many tokens the prompt of `request` has; raises likewise, but not if they are too many."""
         self._refuse_if_closed()
         if self._pointing is not None and request.prompt is None:
-            return len(self._prepare_pointing(self._pointing, request).prompt)
+            return self._pointing.preparer.count_prompt(request)
         return self._preparer.count_prompt(request)
 
     def submit(self, request: Prepared, stream: EventStream) -> AnyJob:

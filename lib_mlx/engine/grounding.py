@@ -11,7 +11,7 @@ from lib_mlx.errors import ContextLengthExceeded, Internal, InvalidArgument, Uns
 from lib_mlx.generation import Failed, Finished, Grounded, GroundingOptions, Message, TextDelta, Timings, Usage
 from lib_mlx.grounding.actor import GroundingPrompt
 from lib_mlx.grounding.screenshot import Screenshot, fetched
-from lib_mlx.models.pictures import decode
+from lib_mlx.models.pictures import content_of, decode
 
 if TYPE_CHECKING:
     from lib_mlx.engine.event_stream import Batch, EventStream
@@ -80,20 +80,8 @@ class GroundingPreparer:
             UnsupportedFeature: it asks for what pointing has not.
             ContextLengthExceeded: the picture has too many patches.
         """
-        _refuse_impossible(request)
+        image, screenshot, media = self._read(request)
         options = request.grounding or GroundingOptions()
-        image, instruction, system = _question(request.messages)
-        if not isinstance(image.source, bytes):
-            raise InvalidArgument(
-                "The image is a URL, which is not fetched here.", hint="Give the file's content.", param=image.param
-            )
-        pixels = decode(image.source, image.param)
-        picture = self._reader.picture(fetched(pixels), image.bounds.over(request.pixel_bounds), image.param)
-        text = self._interface.prompt(instruction, free=options.free, system=system)
-        with self._tokenizer.lock:
-            prompt = list(self._tokenizer.wrapper.backend_tokenizer.encode(text, add_special_tokens=False).ids)
-        _, media, _ = self._reader.place(prompt, [picture], ())
-        screenshot = Screenshot(media.grids[0], pixels.width, pixels.height)
         most = (request.max_tokens or MOST_TOKENS) if options.free else 0
         room = context_length - len(media.tokens)
         if room < (1 if options.free else 0):
@@ -111,15 +99,46 @@ class GroundingPreparer:
             request.client,
         )
 
+    def count_prompt(self, request: GenerationRequest) -> int:
+        """Return how many tokens the prompt of `request` has, be they too many or not; raises as `prepare` does."""
+        return len(self._read(request)[2].tokens)
+
+    def _read(self, request: GenerationRequest) -> tuple[Image, Screenshot, PromptMedia]:
+        """Return the picture, what is kept of it, and the prompt."""
+        _refuse_impossible(request)
+        image, instruction, system = _question(request.messages)
+        pixels = decode(content_of(image), image.param)
+        try:
+            resized = fetched(pixels)
+        except InvalidArgument as error:
+            raise InvalidArgument(error.message, hint=error.hint, param=image.param) from None
+        picture = self._reader.picture(resized, image, request)
+        free = request.grounding is not None and request.grounding.free
+        text = self._interface.prompt(instruction, free=free, system=system)
+        with self._tokenizer.lock:
+            prompt = list(self._tokenizer.wrapper.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+        _, media, _ = self._reader.place(prompt, [picture], ())
+        return image, Screenshot(media.grids[0], pixels.width, pixels.height), media
+
 
 def _refuse_impossible(request: GenerationRequest) -> None:
     """Refuse what a request asks for beside a place on a picture."""
+    if request.max_tokens is not None and request.max_tokens < 1:
+        raise InvalidArgument(f"max_tokens is {request.max_tokens}; it must be at least 1.", param="max_tokens")
     asked = {
         "tools": bool(request.tools),
         "stop": bool(request.stop),
         "logprobs": request.logprobs is not None,
+        # There is no template; an effort is of reasoning, of which there is none.
+        "chat_template_kwargs": bool(request.template_kwargs.keys() - {"reasoning_effort"}),
         request.constraint.param if request.constraint else "response_format": request.constraint is not None,
     }
+    if request.prefill:
+        raise UnsupportedFeature(
+            "This model says a whole action; it cannot go on from an answer that has begun.",
+            hint="End the conversation with the user's message.",
+            param="messages",
+        )
     for param, there in asked.items():
         if there:
             raise UnsupportedFeature(

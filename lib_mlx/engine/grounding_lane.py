@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from lib_mlx.engine.event_stream import Batch, EventStream
-    from lib_mlx.engine.grounding import GroundingJob
+    from lib_mlx.engine.grounding import GroundingJob, PreparedGrounding
     from lib_mlx.engine.media_encoder import MediaEncoder
     from lib_mlx.grounding.actor import GuiActor
     from lib_mlx.grounding.result import Grounding
@@ -38,6 +38,8 @@ class GroundingLane:
         self._encoder = encoder
         self._ready: deque[GroundingJob] = deque()  # the first is under way if there are steps
         self._steps: Generator[int, None, Grounding] | None = None
+        self._found: tuple[PreparedGrounding, int, Grounding] | None = None
+        """The last answer and its tokens, for further choices of the same request, which stand behind it."""
 
     @property
     def busy(self) -> bool:
@@ -63,7 +65,7 @@ class GroundingLane:
     def close(self) -> None:
         """Let go of the model. The lane is of no use afterwards."""
         self._ready.clear()
-        self._steps = None
+        self._steps = self._found = None
         self._actor.close()
 
     def step(self) -> list[tuple[EventStream, Batch]]:
@@ -87,6 +89,9 @@ class GroundingLane:
         """Do the next piece of a job; returns its events if that was the last."""
         if self._steps is None:
             job.start()
+            if self._found is not None and self._found[0] is job.request:
+                _, job.made, found = self._found
+                return job.finish(found)
             if job.plan is None:
                 raise RuntimeError("the picture was not encoded")
             (features,) = job.plan.features.values()
@@ -94,6 +99,7 @@ class GroundingLane:
         try:
             job.made = next(self._steps)
         except StopIteration as end:
+            self._found = (job.request, job.made, end.value)
             return job.finish(end.value)
         return []
 
@@ -103,6 +109,8 @@ class GroundingLane:
         if self._steps is not None:
             self._steps.close()
             self._steps = None
+        if not any(self._found and job.request is self._found[0] for job in self._ready):
+            self._found = None
 
     def _end_failed(self) -> list[tuple[EventStream, Batch]]:
         out: list[tuple[EventStream, Batch]] = []

@@ -163,22 +163,28 @@ class MediaEncoder:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _advance(self, task: _Task) -> None:
-        """Begin with the task's next image, or end it."""
+        """Begin with the task's next image, or end it and go on with the next one."""
+        while not self._begun(task):
+            self._tasks.popleft()
+            task.done()
+            if not self._tasks:
+                return
+            task = self._tasks[0]
+
+    def _begun(self, task: _Task) -> bool:
+        """Begin with the task's next image, unless nothing may be begun now; False if there is none to encode."""
         while task.missing and task.job.plan is not None:
             known = self.features.take(task.missing[0])
             if known is None:
                 break
             task.job.plan.features[task.missing.popleft()] = known
-        if task.missing and task.job.request.media is not None and task.job.error is None:
-            if not self._suspended:
-                picture = task.job.request.media.pictures[task.missing[0]]
-                future = self._pool.submit(self._reader.inputs, picture)
-                future.add_done_callback(lambda made: get_worker().post(lambda: self._take(task, picture, made)))
-            return
-        self._tasks.popleft()
-        task.done()
-        if self._tasks:
-            self._advance(self._tasks[0])
+        if not task.missing or task.job.request.media is None or task.job.error is not None:
+            return False
+        if not self._suspended:
+            picture = task.job.request.media.pictures[task.missing[0]]
+            future = self._pool.submit(self._reader.inputs, picture)
+            future.add_done_callback(lambda made: get_worker().post(lambda: self._take(task, picture, made)))
+        return True
 
     def _current(self, task: _Task) -> bool:
         return bool(self._tasks) and self._tasks[0] is task

@@ -182,15 +182,19 @@ class RequestPreparer:
         if request.prompt is not None:
             return len(self.encode(request.prompt))
         prompt, _ = self._prompt(request, thinking=self._thinks(request))
-        return len(self._place(request, prompt, ())[0])
+        return len(self._place(request, prompt, (), bounded=False)[0])
 
     def _place(
-        self, request: GenerationRequest, prompt: list[int], boundaries: tuple[int, ...]
+        self, request: GenerationRequest, prompt: list[int], boundaries: tuple[int, ...], *, bounded: bool = True
     ) -> tuple[list[int], PromptMedia | None, tuple[int, ...]]:
-        """Return the prompt with what stands for its images; see `MediaReader.place`."""
+        """Return the prompt with what stands for its images, if it is `bounded` within the context.
+
+        See `MediaReader.place`.
+        """
         if not request.images or self._media is None:
             return prompt, None, boundaries
-        pictures = self._media.read(request.images, request.pixel_bounds)
+        context_length = self._context_length if bounded else None
+        pictures = self._media.read(request, context_length)
         return self._media.place(prompt, pictures, boundaries)
 
     def _thinks(self, request: GenerationRequest) -> bool:

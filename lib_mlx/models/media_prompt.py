@@ -14,25 +14,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lib_mlx.errors import CorruptModel, InvalidArgument, LibMlxError
+from lib_mlx.errors import ContextLengthExceeded, CorruptModel, InvalidArgument, LibMlxError
 from lib_mlx.generation import Image, Message, PixelBounds
 from lib_mlx.models import upstream_vlm
 from lib_mlx.models.chat_template import render_prompt
 from lib_mlx.models.image_size import smart_resize
-from lib_mlx.models.pictures import decode
+from lib_mlx.models.pictures import MAX_PIXELS, content_of, decode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
     from PIL.Image import Image as Pixels
 
+    from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer
 
     Inputs = Mapping[str, NDArray[Any]]
 
-_KNOWN_SHAPES = 4096  # images of which it is remembered how many tokens they take
+_KNOWN_TOKENS = 1 << 20  # of images of which it is remembered what stands for them
+_MOST_PIXELS = 4 * MAX_PIXELS  # of one request: what keeps the thread that prepares all requests busy for seconds
 _PROBE = Image(b"")
 _TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
 
@@ -104,6 +106,7 @@ class MediaReader:
         self._lock = threading.Lock()
         self._processor: Any = None
         self._shapes: OrderedDict[str, Shape] = OrderedDict()
+        self._tokens_of_shapes = 0
         self.available = image_token is not None and self._has_place()
         """Whether images can be read: the chat template gives them a place."""
 
@@ -115,26 +118,45 @@ class MediaReader:
             return False
         return prompt.count(self.image_token) == 1
 
-    def read(self, images: Iterable[Image], bounds: PixelBounds) -> list[Picture]:
-        """Decode and resize images; `bounds` are the request's, for those that have none of their own.
+    def read(self, request: GenerationRequest, context_length: int | None = None) -> list[Picture]:
+        """Decode and resize the images of a request, no more of them than can be used.
+
+        Args:
+            request: with their contents.
+            context_length: the most tokens that they may take together; None: as many as there are.
 
         Raises:
-            InvalidArgument: an image cannot be read, or bounds contradict each other.
+            InvalidArgument: an image cannot be read, bounds contradict each other, or there are too many pixels.
+            ContextLengthExceeded: they take too many tokens.
             CorruptModel: the checkpoint's processor cannot be loaded.
         """
-        return [self._read(image, image.bounds.over(bounds)) for image in images]
+        pictures: list[Picture] = []
+        area = tokens = 0
+        for image in request.images:
+            pixels = decode(content_of(image), image.param)
+            picture = self.picture(pixels, image, request)
+            pictures.append(picture)
+            area += max(_area(pixels), _area(picture.pixels))
+            tokens += len(picture.shape.tokens)
+            if area > _MOST_PIXELS:
+                raise InvalidArgument(
+                    f"The images up to this one have {area} pixels; a request may have {_MOST_PIXELS}.",
+                    hint="Send fewer or smaller images.",
+                    param=image.param,
+                )
+            if context_length is not None and tokens >= context_length:
+                raise ContextLengthExceeded(
+                    f"The images up to this one take {tokens} tokens; this model's context holds {context_length}.",
+                    hint="Send fewer or smaller images, or set max_pixels.",
+                    param=image.param,
+                )
+        return pictures
 
-    def _read(self, image: Image, bounds: PixelBounds) -> Picture:
-        if not isinstance(image.source, bytes):
-            raise InvalidArgument(
-                "The image is a URL, which is not fetched here.", hint="Give the file's content.", param=image.param
-            )
-        return self.picture(decode(image.source, image.param), bounds, image.param)
-
-    def picture(self, pixels: Pixels, bounds: PixelBounds, param: str) -> Picture:
-        """Resize a decoded image to what enters the model; raises as `read` does."""
+    def picture(self, pixels: Pixels, image: Image, request: GenerationRequest) -> Picture:
+        """Resize `pixels`, an image of `request`, to what enters the model; raises as `read` does."""
         processor = self._image_processor()
-        bounds = bounds.over(self._bounds).over(_own_bounds(processor))
+        param = image.param
+        bounds = image.bounds.over(request.pixel_bounds).over(self._bounds).over(_own_bounds(processor))
         if bounds.least is not None and bounds.most is not None and bounds.least > bounds.most:
             raise InvalidArgument(
                 f"An image of {bounds.least} pixels at least and {bounds.most} at most there is not.",
@@ -144,25 +166,27 @@ class MediaReader:
         pixels = _resized(pixels, bounds, _factor(processor), param)
         digest = hashlib.sha256(str(pixels.size).encode())
         digest.update(pixels.tobytes())
+        digest.update(request.cache_salt.encode("utf-8", "replace"))  # what is kept of it is not for others to notice
         key = digest.hexdigest()
         return Picture(key, pixels, bounds, self._shape(key, pixels, bounds, param))
 
     def _shape(self, digest: str, pixels: Pixels, bounds: PixelBounds, param: str) -> Shape:
+        processor = self._image_processor()
+        if _factor(processor):
+            grid = (1, pixels.height // processor.patch_size, pixels.width // processor.patch_size)
+            return Shape((self.image_token,) * (grid[1] * grid[2] // processor.merge_size**2), grid)
         with self._lock:
             known = self._shapes.get(digest)
         if known is None:
             known = self._measured(pixels, bounds, param)
             with self._lock:
-                self._shapes[digest] = known
-                if len(self._shapes) > _KNOWN_SHAPES:
-                    self._shapes.popitem(last=False)
+                if self._shapes.setdefault(digest, known) is known:
+                    self._tokens_of_shapes += len(known.tokens)
+                while self._tokens_of_shapes > _KNOWN_TOKENS:
+                    self._tokens_of_shapes -= len(self._shapes.popitem(last=False)[1].tokens)
         return known
 
     def _measured(self, pixels: Pixels, bounds: PixelBounds, param: str) -> Shape:
-        processor = self._image_processor()
-        if _factor(processor):
-            grid = (1, pixels.height // processor.patch_size, pixels.width // processor.patch_size)
-            return Shape((self.image_token,) * (grid[1] * grid[2] // processor.merge_size**2), grid)
         made = self._process(pixels, bounds, param)
         tokens = tuple(int(token) for token in made["input_ids"][0])
         grids = made.get("image_grid_thw")
@@ -245,6 +269,10 @@ class MediaReader:
         return numbers, media, tuple(moved.get(place, len(tokens)) for place in boundaries)
 
 
+def _area(pixels: Pixels) -> int:
+    return pixels.width * pixels.height
+
+
 def _factor(processor: Any) -> int:
     """Return the side of a merged patch of a processor that works as Qwen's does; 0 of others."""
     names = ("patch_size", "merge_size", "min_pixels", "max_pixels", "num_image_tokens")
@@ -266,11 +294,17 @@ def _resized(pixels: Pixels, bounds: PixelBounds, factor: int, param: str) -> Pi
         try:
             high, wide = smart_resize(high, wide, factor=factor, min_pixels=bounds.least, max_pixels=bounds.most)
         except InvalidArgument as error:
-            raise InvalidArgument(str(error), hint=error.hint, param=param) from None
+            raise InvalidArgument(error.message, hint=error.hint, param=param) from None
     else:
         area = high * wide
         aim = max(min(area, bounds.most or area), bounds.least or 0)
         high, wide = (max(1, round(side * (aim / area) ** 0.5)) for side in (high, wide))
+    if high * wide > MAX_PIXELS:
+        raise InvalidArgument(
+            f"The image would be enlarged to {wide} x {high} pixels; {MAX_PIXELS} is the most.",
+            hint="Lower min_pixels.",
+            param=param,
+        )
     return pixels if (wide, high) == pixels.size else pixels.resize((wide, high), Image.Resampling.BICUBIC)
 
 

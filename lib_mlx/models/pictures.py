@@ -11,13 +11,24 @@ from lib_mlx.errors import InvalidArgument
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
+    from lib_mlx.generation import Image
+
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 100_000_000
 """Of a file: a few kilobytes can unpack to gigabytes."""
 
 
+def content_of(image: Image) -> bytes:
+    """Return the content of an image's file; raises InvalidArgument if that has not been fetched."""
+    if not isinstance(image.source, bytes):
+        raise InvalidArgument(
+            "The image is a URL, which is not fetched here.", hint="Give the file's content.", param=image.param
+        )
+    return image.source
+
+
 def decode(content: bytes, param: str) -> Picture:
-    """Return the picture of a file in RGB, turned upright; of an animation its first frame.
+    """Return the picture of a file in RGB, turned upright, on white; of an animation its first frame.
 
     Args:
         content: of the file.
@@ -26,17 +37,18 @@ def decode(content: bytes, param: str) -> Picture:
     Raises:
         InvalidArgument: it is no picture of a known format, is damaged, empty or too large.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image as Pictures
+    from PIL import ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():  # of sizes, which are looked at here, and of metadata
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            with Pictures.open(io.BytesIO(content), formats=FORMATS) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"{opened.width} x {opened.height}")  # noqa: TRY301
+                    raise Pictures.DecompressionBombError(f"{opened.width} x {opened.height}")  # noqa: TRY301
                 opened.load()
-                return ImageOps.exif_transpose(opened).convert("RGB")
-    except Image.DecompressionBombError:  # raised by PIL too
+                return _rgb(ImageOps.exif_transpose(opened))
+    except Pictures.DecompressionBombError:  # raised by PIL too
         raise InvalidArgument(
             f"The image has more than {MAX_PIXELS} pixels.", hint="Make it smaller.", param=param
         ) from None
@@ -50,3 +62,15 @@ def decode(content: bytes, param: str) -> Picture:
             hint="The file is damaged; send it again.",
             param=param,
         ) from None
+
+
+def _rgb(picture: Picture) -> Picture:
+    """Return a picture in RGB: what can be seen through is on white, as on a page."""
+    from PIL import Image as Pictures
+
+    if picture.mode.startswith("I"):  # 16 bits a pixel, of which Pillow would clip all but the darkest to white
+        return picture.point(lambda value: value / 256, "L").convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    seen = picture.convert("RGBA")
+    return Pictures.alpha_composite(Pictures.new("RGBA", seen.size, "white"), seen).convert("RGB")

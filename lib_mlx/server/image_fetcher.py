@@ -8,11 +8,13 @@ same again for each redirect.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import ipaddress
 import os
 import socket
 import stat
+import threading
 import time
 import urllib.parse
 from dataclasses import replace
@@ -31,6 +33,8 @@ TIME_S = 15.0
 _REDIRECTS = 3
 _PARALLEL = 4
 _CHUNK = 1 << 16
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_ASSIGNED = ipaddress.ip_network("2000::/3")  # what else Python calls global stands for this machine or site too
 
 
 class _Refused(Exception):
@@ -115,14 +119,20 @@ class ImageFetcher:
             raise _Refused("it is no http(s) URL without a user")
         port = parts.port or (443 if parts.scheme == "https" else 80)
         connection = http.client.HTTPConnection(parts.hostname, port)
+        end: threading.Timer | None = None
         try:
             wire = socket.create_connection((self._address(parts.hostname, port), port), timeout=_left(until))
             if parts.scheme == "https":
                 wire = tls_context().wrap_socket(wire, server_hostname=parts.hostname)
             connection.sock = wire
+            # A socket's own timeout begins anew with each byte, and a server may send one now and then for ever.
+            end = threading.Timer(_left(until), _hang_up, [wire])
+            end.daemon = True
+            end.start()
             target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
             connection.request("GET", target, headers={"User-Agent": "lib-mlx", "Accept": "image/*"})
             answer = connection.getresponse()
+            _left(until)  # what came may have been cut off because we hung up
             if answer.status in {301, 302, 303, 307, 308}:
                 return answer.headers.get("Location", ""), b""
             if answer.status != 200:
@@ -130,8 +140,12 @@ class ImageFetcher:
             kind = answer.headers.get_content_type()
             if not kind.startswith("image/") and kind != "application/octet-stream":
                 raise _Refused(f"it is {kind!r}")
-            return None, _body(answer, wire, until)
+            content = _body(answer)
+            _left(until)
+            return None, content
         finally:
+            if end is not None:
+                end.cancel()
             connection.close()
 
     def _address(self, host: str, port: int) -> str:
@@ -146,10 +160,12 @@ def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo or (None, None))[1]
-        if ip in ipaddress.ip_network("64:ff9b::/96"):
+        if ip in _NAT64:
             embedded = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if embedded is not None:
             return _is_public(str(embedded))
+        if ip not in _ASSIGNED:
+            return False
     return ip.is_global and not ip.is_multicast
 
 
@@ -160,12 +176,14 @@ def _left(until: float) -> float:
     return left
 
 
-def _body(answer: http.client.HTTPResponse, wire: socket.socket, until: float) -> bytes:
+def _hang_up(wire: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it has ended
+        wire.shutdown(socket.SHUT_RDWR)
+
+
+def _body(answer: http.client.HTTPResponse) -> bytes:
     content = bytearray()
-    while len(content) <= MAX_BYTES:
-        wire.settimeout(_left(until))
-        if not (chunk := answer.read1(_CHUNK)):
-            break
+    while len(content) <= MAX_BYTES and (chunk := answer.read1(_CHUNK)):
         content += chunk
     return _bounded(bytes(content))
 

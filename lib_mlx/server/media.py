@@ -60,7 +60,8 @@ def image_in(data: str, media_type: str | None, param: str, bounds: PixelBounds 
     if media_type and media_type != "application/octet-stream" and not media_type.startswith("image/"):
         raise InvalidArgument(f"{media_type!r} is no image.", hint="Send image/png, image/jpeg, …", param=param)
     try:
-        return Image(base64.b64decode(data, validate=True), bounds, param)
+        lines = data.replace("\r", "").replace("\n", "")  # as MIME, base64(1) and Ollama have them
+        return Image(base64.b64decode(lines, validate=True), bounds, param)
     except (binascii.Error, ValueError):
         raise InvalidArgument("The data is not base64.", hint="Encode the file's bytes.", param=param) from None
 

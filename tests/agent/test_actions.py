@@ -42,6 +42,7 @@ def test_what_is_understood(said: str, action: Action) -> None:
         ('{"action": "select_text", "target": "a"}', "what to select_text"),
         ('{"action": "click", "position": [400, 300]}', "outside the screen"),
         ('{"action": "click", "position": "left"}', "position that is none"),
+        ('{"action": "click", "position": [1%s, 0]}' % ("0" * 400), "position that is none"),
         ('{"action": "click", "position": [[0, 0], [1, 1]]}', "wrong number"),
         ('{"action": "scroll", "value": "sideways"}', "'sideways'"),
         ('{"action": "input", "target": "name"}', "no value"),
@@ -68,3 +69,16 @@ def test_any_text(said: str) -> None:
 def test_every_action_is_explained() -> None:
     """The list that planners are shown is complete."""
     assert set(MEANINGS) == set(Kind)
+
+
+def test_what_people_are_asked_about() -> None:
+    """An action is one line that shows what it is: nothing in it moves the cursor or turns the order of letters."""
+    asked = str(read_action(r'{"action": "click", "target": "Pay\u001b[1A\r\u202eon", "value": "\u0007"}'))
+    assert asked == r"click Pay\x1b[1A\r\u202eon '\x07'"
+    assert str(read_action('{"action": "click", "target": "Größe 日本"}')) == "click Größe 日本"
+
+
+def test_halves_of_letters() -> None:
+    """What cannot be written as UTF-8 is not kept: it has to be typed, told and reported."""
+    said = read_action(r'{"action": "input", "target": "\ud800x", "value": "\ud83d"}')
+    assert (said.target, said.value) == ("?x", "?")

@@ -123,3 +123,58 @@ def test_a_click_that_leads_elsewhere(page: Any, tmp_path: Path) -> None:
     page.goto((tmp_path / "a.html").as_uri())
     act(page, Kind.CLICK, (200, 100))
     assert BrowserScreen(page).look().convert("RGB").getpixel((200, 100)) == (1, 2, 3)
+
+
+def test_a_page_in_a_window_of_its_own(page: Any, tmp_path: Path) -> None:
+    """It is what is seen and worked with, until it closes; what a page says meanwhile is dismissed."""
+    (tmp_path / "b.html").write_text('<html style="background: rgb(1, 2, 3)" onclick="window.close()">')
+    link = '<a href="b.html" target="_blank" rel="opener" style="position: absolute; inset: 0" onclick="alert(1)">'
+    (tmp_path / "a.html").write_text(f'<body style="background: rgb(4, 5, 6)">{link}')
+    page.goto((tmp_path / "a.html").as_uri())
+    screen = BrowserScreen(page)
+
+    def colour() -> tuple[int, ...]:
+        return screen.look().convert("RGB").getpixel((200, 100))  # type: ignore[return-value]
+
+    here = [Place(0.5, 0.3)]
+    assert colour() == (4, 5, 6)
+    screen.act(Action(Kind.CLICK, "it"), here)
+    assert colour() == (1, 2, 3)
+    screen.act(Action(Kind.CLICK, "it"), here)
+    assert colour() == (4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '<input style="display: none">',
+        '<input style="visibility: hidden">',
+        '<input style="pointer-events: none">',
+        "<input readonly>",
+        "<input disabled>",
+        "<button>Name</button>",
+    ],
+)
+def test_a_field_that_takes_no_text(page: Any, field: str) -> None:
+    """A planner is told so: what was typed has gone nowhere."""
+    page.set_content(f'<body style="margin: 0">{field}')
+    with pytest.raises(NotFound, match="takes text"):
+        act(page, Kind.INPUT, (20, 8), value="Ada")
+
+
+@pytest.mark.parametrize("field", ["<textarea></textarea>", "<p contenteditable>x</p>"])
+def test_other_fields(page: Any, field: str) -> None:
+    """Whatever can be written in is."""
+    page.set_content(f'<body style="margin: 0">{field}')
+    act(page, Kind.INPUT, (20, 8), value="Ada")
+    found = page.locator("textarea, p")
+    assert "Ada" in (found.input_value() if field.startswith("<t") else found.inner_text())
+
+
+def test_a_field_in_a_frame(page: Any) -> None:
+    """It is written in too."""
+    page.set_content(
+        '<body style="margin: 0"><iframe style="border: 0" srcdoc="<input style=\'width: 200px\'>"></iframe>'
+    )
+    act(page, Kind.INPUT, (50, 18), value="Ada")
+    assert page.frames[1].locator("input").input_value() == "Ada"

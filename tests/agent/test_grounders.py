@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import http.server
+import json
+import threading
+from typing import Any
 
-from lib_mlx.agent import Place, read_place
+import pytest
+from PIL import Image
+
+from lib_mlx.agent import ChatGrounder, Place, read_place
+from lib_mlx.agent.endpoint import ChatModel
 from lib_mlx.errors import TargetNotFound
 
 
@@ -31,3 +38,26 @@ def test_no_place(said: str) -> None:
     """An answer without one, or with one that is not on the picture, is an error."""
     with pytest.raises(TargetNotFound):
         read_place(said, 200, 100)
+
+
+@pytest.mark.parametrize("grounding", [True, {}, {"pointers": []}, [1], {"pointers": [{"points": [{"x": "left"}]}]}])
+def test_another_server(grounding: Any) -> None:
+    """What it means by `grounding` may be something else: then its words are read."""
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.dumps({"choices": [{"grounding": grounding, "message": {"content": "[500, 250]"}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        model = ChatModel(f"http://127.0.0.1:{server.server_address[1]}/v1")
+        assert ChatGrounder(model)(Image.new("RGB", (20, 10)), "it") == Place(0.5, 0.25)
+        thread.join()

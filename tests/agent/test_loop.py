@@ -11,7 +11,7 @@ import pytest
 import lib_mlx
 from lib_mlx.agent import Action, Agent, ChatPlanner, Clicks, Kind, Place, Recorder, Step, write_report
 from lib_mlx.agent.endpoint import ChatModel
-from lib_mlx.errors import InvalidArgument, NotFound, TargetNotFound
+from lib_mlx.errors import Cancelled, InvalidArgument, NotFound, TargetNotFound
 from tests.checkpoints import SCRIPTS, build
 from tests.checkpoints.scripts import Script
 from tests.grounding.conftest import TRAINED, cases, picture
@@ -107,8 +107,9 @@ def test_a_planner_that_cannot_be_asked(screen: Recorder, ground: Find, planner_
     assert agent.latest.ending == "interrupted"
     with pytest.raises(lib_mlx.LibMlxError, match="nobody"):
         Agent(screen, ground).run(ChatPlanner(ChatModel(planner_url, "nobody"), "Press", sees=False))
-    with pytest.raises(InvalidArgument, match="no URL"):
-        ChatModel("localhost:80")
+    for url in ("localhost:80", "http://127.0.0.1:99999/v1", "http://[::1/v1", "http://a:b/v1"):
+        with pytest.raises(InvalidArgument, match="no URL"):
+            ChatModel(url)
 
 
 def test_a_dry_run(screen: Recorder, ground: Find) -> None:
@@ -125,6 +126,39 @@ def test_actions_that_are_not_allowed(screen: Recorder, ground: Find) -> None:
     run = Agent(screen, ground, confirm=lambda step: bool(asked.append(step))).run(Clicks(["Press the blue button"]))
     assert (screen.done, run.ending, run.answer) == ([], "needs_user", "The user did not allow this action.")
     assert on_target(asked[0].places[0])
+
+
+def test_a_hook_that_raises(screen: Recorder, ground: Find) -> None:
+    """That ends the run, and what is kept of it tells where."""
+
+    def hook(_step: Step) -> bool:
+        raise KeyboardInterrupt
+
+    agent = Agent(screen, ground, confirm=hook)
+    with pytest.raises(KeyboardInterrupt):
+        agent.run(Clicks(["Press the blue button"]))
+    (step,) = agent.latest.steps
+    assert (agent.latest.ending, step.outcome, str(step), screen.done) == (
+        "interrupted", "failed", "Failed: KeyboardInterrupt", [],
+    )  # fmt: skip
+    assert on_target(step.places[0])
+
+
+class Corner(Recorder):
+    """A screen whose user has moved the mouse into a corner."""
+
+    def act(self, action: Action, places: Sequence[Place]) -> None:
+        super().act(action, places)
+        raise Cancelled("The mouse was moved into a corner of the screen.")
+
+
+def test_a_user_who_stops_it(ground: Find) -> None:
+    """Nothing more is done, whatever the planner might think of."""
+    screen = Corner(picture(cases(TRAINED)["settings"]))
+    agent = Agent(screen, ground)
+    with pytest.raises(Cancelled):
+        agent.run(Always(Action(Kind.ENTER)))
+    assert (agent.latest.ending, len(agent.latest.steps), len(screen.done)) == ("interrupted", 1, 1)
 
 
 def test_a_target_that_is_not_there(screen: Recorder) -> None:

@@ -57,6 +57,8 @@ def test_show() -> None:
         ((GUI / "nowhere.png", "Click it", "-m", ACTOR), "cannot be read"),
         ((DIALOG, "Click it", "-m", GUI / "models/tiny-qwen2-vl"), "does not point"),
         ((DIALOG, "Click it", "-m", ACTOR, "-o", "/tmp/x.what"), "no known format"),
+        ((DIALOG, "Click it", "-m", "no such model", "-o", "/nowhere/x.png"), "in none that there is"),  # told at once
+        ((DIALOG, "Click it", "-m", "no such model", "-o", "/tmp/x.psd"), "no known format"),  # read, not written
     ],
 )
 def test_what_cannot_be_grounded(arguments: tuple[object, ...], why: str) -> None:
@@ -121,4 +123,6 @@ def test_an_agent_that_is_told_too_little() -> None:
     assert "--model or --grounder" in run("agent", "Click it", "--url", "about:blank").stderr
     done = run("agent", "a", "b", "--url", "about:blank", "-m", ACTOR, "--planner", "http://127.0.0.1:9/v1")
     assert "one task" in done.stderr
+    done = run("agent", "a", "--url", "about:blank", "-m", ACTOR, "--report", "/nowhere/report.html")
+    assert "cannot be written" in done.stderr  # and not when all has been done
     assert "no size" in run("agent", "a", "--url", "about:blank", "-m", ACTOR, "--size", "big").stderr

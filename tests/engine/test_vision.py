@@ -15,7 +15,14 @@ from lib_mlx.config import EngineConfig
 from lib_mlx.engine import engine
 from lib_mlx.engine.event_stream import ThreadEventStream
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import Cancelled, InvalidArgument, ShuttingDown, UnsupportedFeature
+from lib_mlx.errors import (
+    Cancelled,
+    ContextLengthExceeded,
+    InvalidArgument,
+    LibMlxError,
+    ShuttingDown,
+    UnsupportedFeature,
+)
 from lib_mlx.generation import (
     Failed,
     Finished,
@@ -25,6 +32,7 @@ from lib_mlx.generation import (
     PixelBounds,
     SamplingParams,
 )
+from lib_mlx.models import media_prompt
 from lib_mlx.models.checkpoint import inspect
 from tests.fixtures import GUI
 from tests.models.vision import PLAIN, plain_case
@@ -179,6 +187,31 @@ def test_features_are_kept_when_prompts_are_not() -> None:
             loaded.unload()
 
 
+def test_many_that_wait_for_the_same_image(fresh: EngineModel) -> None:
+    """However many there are, one encoding serves them all."""
+    prepared = fresh.prepare(request(user("What is it?", shot("dialog")), max_tokens=1))
+    streams = [ThreadEventStream() for _ in range(1100)]
+    for stream in streams:
+        fresh.submit(prepared, stream)
+    for stream in streams:
+        got: list[GenerationEvent] = []
+        while not got or not isinstance(got[-1], Finished | Failed):
+            got += stream.get()
+        assert isinstance(got[-1], Finished), got[-1]
+
+
+def test_salts() -> None:
+    """What is kept of an image is of no use to others, who could tell by it what somebody asked about."""
+    loaded = engine.load(inspect(PLAIN), EngineConfig())
+    try:
+        for salt, misses in (("a", 1), ("a", 1), ("b", 2), ("", 3)):
+            finished(Run(loaded, request(user("What is it?", shot("dialog")), max_tokens=2, cache_salt=salt)))
+            assert loaded._encoder is not None
+            assert loaded._encoder.features.misses == misses
+    finally:
+        loaded.unload()
+
+
 def test_limits_count_what_is_kept_of_images() -> None:
     """An eighth of what a limit leaves for caches is for features at most."""
     loaded = engine.load(inspect(PLAIN), EngineConfig(memory_limit_bytes=20_000_000))
@@ -289,6 +322,32 @@ def test_bounds_of_pixels() -> None:
             tokens(asked=PixelBounds(least=28 * 28 * 50))
     finally:
         loaded.unload()
+
+
+def test_more_pixels_than_can_be_used(model: EngineModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused before they take memory and time, at the first image that is too much, by its name."""
+    small = shot("icon").source
+
+    def refused(error: type[LibMlxError], *sizes: PixelBounds) -> str | None:
+        images = [Image(small, bounds, f"images.{at}") for at, bounds in enumerate(sizes)]
+        begun = time.perf_counter()
+        with pytest.raises(error) as caught:
+            model.prepare(request(user(*images), max_tokens=1))
+        assert time.perf_counter() - begun < 5
+        return caught.value.param
+
+    assert refused(InvalidArgument, PixelBounds(10**12, 10**13)) == "images.0"
+    large = PixelBounds(28 * 28 * 1500, 28 * 28 * 2000)
+    assert refused(ContextLengthExceeded, *[large] * 50) == "images.2"
+    monkeypatch.setattr(media_prompt, "_MOST_PIXELS", 10**6)
+    with pytest.raises(InvalidArgument, match="up to this one"):
+        model.count_prompt(request(user(*[Image(small, large)])))
+
+
+def test_counting_more_than_the_context(model: EngineModel) -> None:
+    """How many tokens a prompt has is told even if they are too many."""
+    large = Image(shot("icon").source, PixelBounds(28 * 28 * 5000, 28 * 28 * 6000))
+    assert model.count_prompt(request(user(large))) > model.context_length
 
 
 def png(change: Callable[[Any], Any]) -> bytes:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lib_mlx.generation import PixelBounds
+from lib_mlx import generation
+from lib_mlx.generation import GenerationRequest, PixelBounds
 from lib_mlx.grounding.actor import GroundingPrompt, GuiActor
 from lib_mlx.grounding.backbone import Backbone
 from lib_mlx.grounding.interface import Interface
@@ -52,7 +53,7 @@ class Loaded:
 
     def picture(self, pixels: Image, bounds: PixelBounds) -> Picture:
         """The picture as it enters the model."""
-        return self.reader.picture(fetched(pixels), bounds, "images")
+        return self.reader.picture(fetched(pixels), generation.Image(b"", bounds), GenerationRequest())
 
     def prompt(
         self, pixels: Image, instruction: str, bounds: PixelBounds = ANY_SIZE, max_tokens: int = 0

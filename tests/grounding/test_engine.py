@@ -36,6 +36,7 @@ from lib_mlx.generation import (
     TextDelta,
     Tool,
 )
+from lib_mlx.grounding.actor import GroundingPrompt, GuiActor
 from lib_mlx.runtime import get_runtime
 from tests.grounding.conftest import FIXTURES, MODELS, TRAINED, cases, picture
 
@@ -149,6 +150,18 @@ def test_the_same_picture_again(actor: lib_mlx.Model) -> None:
     assert (encoder.features.hits, encoder.features.misses) == (before[0] + 1, before[1])
 
 
+def test_several_choices(actor: lib_mlx.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the same, so one is worked out; another request is another question."""
+    worked: list[GroundingPrompt] = []
+    attend = GuiActor.attend
+    monkeypatch.setattr(GuiActor, "attend", lambda self, prompt, of: worked.append(prompt) or attend(self, prompt, of))
+    for count in (3, 2):
+        streams = [ThreadEventStream() for _ in range(count)]
+        engine(actor).submit_choices(engine(actor).prepare(asked("twins")), streams)
+        assert len({events(stream)[0].text for stream in streams}) == 1
+    assert len(worked) == 2
+
+
 def test_beside_text(actor: lib_mlx.Model, crafted: Path) -> None:
     """Streams of another model and several groundings at once: all come out as they do alone."""
     names = [*cases(TRAINED)] * 2
@@ -241,6 +254,7 @@ ASK = Message("user", "Click it", parts=(IMAGE, "Click it"))
         (GenerationRequest((ASK,), tools=(Tool("f"),)), UnsupportedFeature, "tools"),
         (GenerationRequest((ASK,), stop=("a",)), UnsupportedFeature, "stop"),
         (GenerationRequest((ASK,), logprobs=1), UnsupportedFeature, "logprobs"),
+        (GenerationRequest((ASK,), max_tokens=-1), InvalidArgument, "max_tokens"),
         (GenerationRequest((ASK,), constraint=Constraint("json_object")), UnsupportedFeature, "response_format"),
         (GenerationRequest((ASK,), prompt="Once"), None, ""),
     ],

@@ -10,7 +10,7 @@ import pytest
 
 import lib_mlx
 from lib_mlx.errors import UnsupportedFeature
-from lib_mlx.generation import Image, Message, PixelBounds
+from lib_mlx.generation import Finished, GenerationRequest, Image, Message, PixelBounds, SamplingParams
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import load_tokenizer, load_weights
 from lib_mlx.models.media_prompt import MediaReader
@@ -48,7 +48,7 @@ def test_logits_are_those_of_mlx_vlm(checkpoint: Callable[[str], Path], family: 
     vision, inspected = load(path), inspect(path)
     reader = MediaReader(inspected, load_tokenizer(inspected), IMAGE, PixelBounds(most=1 << 16))
     images = [Image((GUI / f"screenshots/{name}.png").read_bytes()) for name in SHOTS]
-    pictures = reader.read(images, PixelBounds())
+    pictures = reader.read(GenerationRequest((Message("user", parts=tuple(images)),)))
     numbers, media, _ = reader.place([5, IMAGE, 6, 7, IMAGE, 8, 9], pictures, ())
     made = [reader.inputs(picture) for picture in pictures]
     plan = vision.plan(media)
@@ -71,7 +71,6 @@ def test_logits_are_those_of_mlx_vlm(checkpoint: Callable[[str], Path], family: 
 def test_answers_do_not_depend_on_neighbours(checkpoint: Callable[[str], Path], family: str) -> None:
     """Through the whole engine: with an image, with two and without, alone and together."""
     from lib_mlx.engine.event_stream import ThreadEventStream
-    from lib_mlx.generation import Finished, GenerationRequest, SamplingParams
     from lib_mlx.runtime import get_runtime
 
     pictures = [Image((GUI / f"screenshots/{name}.png").read_bytes()) for name in SHOTS]

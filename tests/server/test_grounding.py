@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import httpx2
 import ollama
 import openai
 import pytest
+from PIL import Image
 
 import lib_mlx
 from lib_mlx.agent import Agent, ChatGrounder, Clicks, Recorder
@@ -59,6 +61,12 @@ def chat(**fields: Any) -> dict[str, Any]:
 def response(**fields: Any) -> dict[str, Any]:
     content = [{"type": "input_image", "image_url": URL}, {"type": "input_text", "text": CASE["instruction"]}]
     return {"model": "actor", "input": [{"role": "user", "content": content}], **fields}
+
+
+def png(width: int, height: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height)).save(out, "PNG")
+    return out.getvalue()
 
 
 def check(holder: dict[str, Any]) -> None:
@@ -177,12 +185,46 @@ def test_several_answers(wire: httpx2.Client) -> None:
         ({"logprobs": True}, "logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
+        ({"mm_processor_kwargs": {"min_pixels": 10**12, "max_pixels": 10**13}}, "messages.0.content.0.image_url"),
+        ({"mm_processor_kwargs": {"min_pixels": 2 * 10**9, "max_pixels": 10**13}}, "messages.0.content.0.image_url"),
     ],
 )
 def test_what_is_refused(wire: httpx2.Client, fields: dict[str, Any], param: str) -> None:
     """What pointing has not is a 400 that names it."""
     refused = wire.post(CHAT, json={**chat(), **fields})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+def test_an_effort(wire: httpx2.Client) -> None:
+    """It changes nothing, as with other models that do not reason: clients send it to all."""
+    assert wire.post(CHAT, json=chat(reasoning_effort="low")).json()["choices"][0]["coordinates"] == [[84, 84]]
+
+
+def test_strips(wire: httpx2.Client) -> None:
+    """A picture that is too long is refused by its field's name."""
+    url = f"data:image/png;base64,{base64.b64encode(png(20000, 1)).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Click it"}]
+    refused = wire.post(CHAT, json={"model": "actor", "messages": [{"role": "user", "content": content}]})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages.0.content.0.image_url")
+
+
+def test_an_answer_that_has_begun(wire: httpx2.Client) -> None:
+    """It cannot be gone on from: the model says the whole action."""
+    source = {"type": "base64", "media_type": "image/png", "data": DATA}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": CASE["instruction"]}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "pyautogui"}]
+    refused = wire.post("/v1/messages", json={"model": "actor", "max_tokens": 9, "messages": messages})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+
+
+def test_counting(wire: httpx2.Client) -> None:
+    """The tokens of a picture are counted even if they are too many."""
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(png(2240, 1680)).decode()}
+    content = [{"type": "image", "source": source}, {"type": "text", "text": "Click it"}]
+    body = {"model": "actor", "messages": [{"role": "user", "content": content}]}
+    counted = wire.post("/v1/messages/count_tokens", json=body)
+    assert counted.json()["input_tokens"] > 80 * 60
 
 
 def test_another_model(http: httpx2.Client) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import socket
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -16,6 +18,7 @@ import openai
 import pytest
 
 import lib_mlx
+from lib_mlx.server import image_fetcher
 from lib_mlx.server.image_fetcher import _is_public
 from tests.fixtures import GUI
 from tests.models.vision import PLAIN, plain_case
@@ -127,6 +130,13 @@ def test_ollama(seeing: lib_mlx.Server) -> None:
     assert client.generate("tiny", ASK, system=SYSTEM, images=[SHOT], options=options).response == ANSWER
     assert "vision" in (client.show("tiny").capabilities or [])
     client._client.close()
+
+
+def test_base64_in_lines(http_client: httpx2.Client) -> None:
+    """Broken into lines, as many tools write it, it is base64 all the same."""
+    lines = base64.encodebytes(SHOT).decode().replace("\n", "\r\n")
+    answer = http_client.post(CHAT, json=chat(picture(f"data:image/png;charset=utf-8;base64,{lines}"), TEXT))
+    assert answer.json()["choices"][0]["message"]["content"] == ANSWER
 
 
 def test_a_form(http_client: httpx2.Client) -> None:
@@ -291,6 +301,32 @@ def test_urls(web: str) -> None:
         refused(answer, "invalid_argument", WHERE, "did not come")
 
 
+def test_servers_that_never_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that sends a byte now and then, in its head or its body, is hung up on in time."""
+    monkeypatch.setattr(image_fetcher, "TIME_S", 0.5)
+    heads = (b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n\r\n")
+    with socket.create_server(("127.0.0.1", 0)) as listener, serving(image_urls="any") as client:
+
+        def drip() -> None:
+            for head in heads:
+                wire, _ = listener.accept()
+                with wire, suppress(OSError):
+                    wire.sendall(head)
+                    while True:
+                        wire.sendall(b"x")
+                        time.sleep(0.05)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        for _ in heads:
+            begun = time.monotonic()
+            answer = client.post(CHAT, json=chat(picture(f"http://127.0.0.1:{listener.getsockname()[1]}/a.png")))
+            refused(answer, "invalid_argument", WHERE, "did not come")
+            assert time.monotonic() - begun < 5
+        thread.join(5)
+        assert not thread.is_alive()
+
+
 def test_private_addresses(web: str) -> None:
     """Where public URLs are allowed, this machine and its network are not, by whatever name."""
     port = web.rpartition(":")[2]
@@ -314,6 +350,12 @@ def test_private_addresses(web: str) -> None:
         ("fe80::1%eth0", False),
         ("64:ff9b::7f00:1", False),
         ("2002:7f00:1::", False),
+        ("64:ff9b::5db8:d822", True),
+        ("64:ff9b:1::7f00:1", False),
+        ("::7f00:1", False),
+        ("::ffff:0:7f00:1", False),
+        ("fec0::1", False),
+        ("ff02::1", False),
     ],
 )
 def test_which_addresses_are_public(address: str, public: bool) -> None:
