@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from lib_mlx import memory
 from lib_mlx.config import EngineConfig, GenerationDefaults
-from lib_mlx.engine import blas, heap
+from lib_mlx.engine import device, heap
 from lib_mlx.engine.embedding import CHUNK, Embedder
 from lib_mlx.engine.job import Job
 from lib_mlx.engine.preparation import RequestPreparer
@@ -306,12 +306,7 @@ def _load_weights(
     cancelled: Callable[[], bool],
     config: EngineConfig,
 ) -> tuple[Weights, str | None]:
-    blas_name = None
-    if mx.default_device() == mx.cpu:
-        # On the CPU, MLX compiles fused kernels by running g++ in a world-writable /tmp/mlx, through system(),
-        # which interrupts the host's system calls.
-        mx.disable_compile()
-        blas_name = blas.bind()
+    blas_name = device.set_up()
 
     def breathe() -> bool:
         get_worker().breathe()  # other models' streams go on meanwhile

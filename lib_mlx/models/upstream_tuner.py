@@ -1,0 +1,26 @@
+"""The one place that touches mlx-lm's tuner, which is unversioned (tests/models/test_upstream_tuner.py).
+
+Apart from `models.upstream`: who only generates need not import it.
+"""
+
+from __future__ import annotations
+
+from lib_mlx.models import upstream  # first: it keeps mlx-lm's import from changing the process
+
+from mlx_lm.tuner.dora import DoRALinear  # isort: skip
+from mlx_lm.tuner.lora import LoRALinear
+from mlx_lm.tuner.trainer import grad_checkpoint
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from mlx_lm.utils import dequantize_model, quantize_model, save_config
+
+__all__ = [
+    "DoRALinear",
+    "LoRALinear",
+    "dequantize_model",
+    "grad_checkpoint",
+    "linear_to_lora_layers",
+    "load_adapters",
+    "quantize_model",
+    "save_config",
+    "upstream",
+]
