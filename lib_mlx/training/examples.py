@@ -63,7 +63,8 @@ def read_examples(config: TrainConfig, tokenizer: LoadedTokenizer, eos: int) -> 
     else:
         train = reader.read(path)
     count = int(len(train) * config.validation_share)
-    random.Random(config.seed).shuffle(train)  # noqa: S311 - not a secret
+    if count:
+        random.Random(config.seed).shuffle(train)  # noqa: S311 - not a secret
     return Examples(train[count:], train[:count], reader.cut)
 
 
