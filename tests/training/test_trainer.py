@@ -31,24 +31,24 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_it_learns(config: Callable[..., TrainConfig]) -> None:
     """The loss of what was not shown falls to nearly nothing; files tell of it."""
     steps: list[Progress] = []
-    told = config(steps=120, validate_every=40, warmup=10, schedule="cosine", learning_rate=6e-3)
+    told = config(steps=240, validate_every=80, warmup=10, schedule="cosine", learning_rate=3e-3)
     result = train(told, steps.append)
-    assert (result.ended, result.step, len(steps)) == ("done", 120, 120)
+    assert (result.ended, result.step, len(steps)) == ("done", 240, 240)
     assert result.best_validation_loss is not None
     assert result.best_validation_loss < 0.1
     assert steps[0].loss > 3
     assert steps[-1].eta_s == 0
     assert all(step.tokens_per_second > 0 and step.memory_bytes > 0 for step in steps)
     rows = (result.path / "loss.csv").read_text().splitlines()
-    assert len(rows) == 121
+    assert len(rows) == 241
     assert [line.split(",")[0] for line in (result.path / "validation.csv").read_text().splitlines()] == [
         "step",
         "0",
-        "40",
         "80",
-        "120",
+        "160",
+        "240",
     ]
-    assert "step 120" in "".join(ET.fromstring((result.path / "loss.svg").read_text()).itertext())
+    assert "step 240" in "".join(ET.fromstring((result.path / "loss.svg").read_text()).itertext())
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
