@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from lib_mlx.models import upstream  # first: it keeps mlx-lm's import from changing the process
 
+from mlx_lm.convert import mixed_quant_predicate_builder  # isort: skip
 from mlx_lm.tuner.dora import DoRALinear  # isort: skip
 from mlx_lm.tuner.lora import LoRALinear
 from mlx_lm.tuner.trainer import grad_checkpoint
 from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
-from mlx_lm.utils import dequantize_model, quantize_model, save_config
+from mlx_lm.utils import dequantize_model
 
 __all__ = [
     "DoRALinear",
@@ -20,7 +21,6 @@ __all__ = [
     "grad_checkpoint",
     "linear_to_lora_layers",
     "load_adapters",
-    "quantize_model",
-    "save_config",
+    "mixed_quant_predicate_builder",
     "upstream",
 ]
