@@ -64,6 +64,10 @@ extern "C" {
  *     revision          string: branch, tag or commit of a Hugging Face repository
  *     thinking_enabled  bool (true): whether the chat template may open a reasoning block
  *     lazy_encoders     bool (true): load image and audio encoders at their first use
+ *     min_pixels        integer: images are made larger than this before the model sees them
+ *     max_pixels        integer: images are made smaller than this: fewer tokens, less detail
+ *     image_cache_bytes  integer: the most that is kept of encoded images; 0 keeps none. By default 256 MiB or a
+ *                       fiftieth of the machine's memory, whichever is less
  *     context_length    integer: upper bound in tokens of prompt plus completion; the model's own if not given
  *     cpu_weights       "auto" | "float32" | "quantized": on the CPU, dequantise weights to float32 (8 times
  *                       the memory of 4-bit weights) or keep quantised ones; "auto", the default and the
@@ -107,6 +111,9 @@ LIB_MLX_API char *lib_mlx_load_model(const char *config_json);
  *     api_key      string: what clients must send as `Authorization: Bearer ...` or `x-api-key`; "auto" makes one up
  *     allowed_hosts    [string]: names the Host header may have beside addresses, localhost and `host`; "*" is any
  *     allowed_origins  [string]: web pages that may call the server, such as "https://example.org"; none if not given
+ *     image_urls       "none" | "public" | "any": which http(s) URLs of images are fetched: none, those at public
+ *                      addresses, or those of this machine and its network too
+ *     allowed_image_paths  [string]: folders from which requests may name images, by path or file URL; none if not given
  *     body_limit_bytes integer (33554432): a larger request body is answered 413
  *     models       [object]: further models, loaded at their first use: `model_path`, `model_id`, `revision`, `pinned`,
  *                  `keep_alive`, and lib_mlx_load_model()'s keys of how to run one
@@ -138,7 +145,7 @@ LIB_MLX_API char *lib_mlx_stop_server(int64_t handle);
  *
  * Answer: {"ok": true, "handle": 1,
  *          "model": {"status", "model_id", "model_path", "progress", "stage", "error",
- *                    "context_length", "device", "weights", "blas"},
+ *                    "context_length", "device", "weights", "blas", "encoders"},
  *          "server": {"status", "host", "port", "base_url", "model_id", "uds", "api_key": null}}
  *     model.status   "loading" | "ready" | "suspended" | "stalled" | "unloading" | "failed"
  *     model.progress 0 to 1, meaningful while loading; model.stage says what is being done
@@ -146,6 +153,7 @@ LIB_MLX_API char *lib_mlx_stop_server(int64_t handle);
  *     model.device   "cpu" | "gpu"; this and the rest are null until the model is loaded
  *     model.weights  "float32" | "float16" | "bfloat16" | "quantized": how they are kept in memory
  *     model.blas     the library that is used on the CPU in place of MLX's own slow one; null: MLX as shipped
+ *     model.encoders "waiting" | "loaded": whether those of images are in memory; null: it has none
  *     server.status  "stopped" | "starting" | "running" | "stopping"
  * Errors: invalid_handle (never loaded, or unloaded).
  * Blocks: never, not on Python's lock either; it may be polled from a UI thread. */

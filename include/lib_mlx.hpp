@@ -506,6 +506,7 @@ struct ModelStatus {
     std::optional<std::string> device;          // "cpu", "gpu"
     std::optional<std::string> weights;         // "float32", "float16", "bfloat16", "quantized"
     std::optional<std::string> blas;            // what multiplies on the CPU instead of MLX's own; absent: MLX as shipped
+    std::optional<std::string> encoders;        // of images: "waiting" for their first use, "loaded"; absent: none
 };
 
 struct ServerStatus {
@@ -608,6 +609,7 @@ inline ModelStatus read_model(const Json &json)
     model.device = json["device"].optional_text();
     model.weights = json["weights"].optional_text();
     model.blas = json["blas"].optional_text();
+    model.encoders = json["encoders"].optional_text();
     return model;
 }
 

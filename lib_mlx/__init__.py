@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from lib_mlx.errors import LibMlxError
 
 if TYPE_CHECKING:
-    from lib_mlx.api import Generation, Model, Server, load_model
+    from lib_mlx.api import Generation, Model, Server, ground, load_model
     from lib_mlx.generation import (
         Constraint,
         Finished,
+        Image,
         Message,
+        PixelBounds,
         ReasoningDelta,
         SamplingParams,
         TextDelta,
@@ -34,9 +36,11 @@ __all__ = [
     "Constraint",
     "Finished",
     "Generation",
+    "Image",
     "LibMlxError",
     "Message",
     "Model",
+    "PixelBounds",
     "ReasoningDelta",
     "SamplingParams",
     "Server",
@@ -45,10 +49,11 @@ __all__ = [
     "ToolCall",
     "ToolCallDelta",
     "__version__",
+    "ground",
     "load_model",
 ]
 
-_API = frozenset({"Generation", "Model", "Server", "load_model"})
+_API = frozenset({"Generation", "Model", "Server", "ground", "load_model"})
 
 
 def __getattr__(name: str) -> Any:

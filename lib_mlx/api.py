@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import io
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lib_mlx.config import LoadConfig, ServerConfig, parse_config
-from lib_mlx.errors import Cancelled
+from lib_mlx.errors import Cancelled, InvalidArgument
 from lib_mlx.generation import (
     Constraint,
     Failed,
     Finished,
     FinishReason,
     GenerationRequest,
+    GroundingOptions,
+    Image,
     Message,
+    PixelBounds,
     ReasoningDelta,
     SamplingParams,
     TextDelta,
@@ -26,13 +32,17 @@ from lib_mlx.generation import (
 from lib_mlx.runtime import get_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from os import PathLike
+    from collections.abc import Iterable, Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
+    from PIL.Image import Image as Picture
+
     from lib_mlx.generation import GenerationEvent
+    from lib_mlx.grounding.result import Grounding
     from lib_mlx.status import ServerStatus, Status, UnloadReport
+
+PictureSource: TypeAlias = "str | PathLike[str] | bytes | Image | Picture"
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,39 @@ class Server:
         self.stop()
 
 
+def image_of(source: PictureSource) -> Image:
+    """Return the image in a file (by its path, or by its content) or in an image of Pillow's.
+
+    Raises:
+        InvalidArgument: there is no such file.
+    """
+    if isinstance(source, Image):
+        return source
+    if isinstance(source, bytes):
+        return Image(source)
+    if isinstance(source, (str, PathLike)):
+        try:
+            return Image(Path(source).read_bytes())
+        except OSError as error:
+            raise InvalidArgument(
+                f"The image {source} cannot be read: {error.strerror}.", hint="Check the path.", param="images"
+            ) from None
+    content = io.BytesIO()
+    source.save(content, "PNG")
+    return Image(content.getvalue())
+
+
+def _messages(prompt: str | Iterable[Message], images: Sequence[PictureSource]) -> list[Message]:
+    if isinstance(prompt, str):
+        parts: tuple[str | Image, ...] = (*map(image_of, images), prompt)
+        return [Message("user", prompt, parts=parts if images else ())]
+    if images:
+        raise InvalidArgument(
+            "Images of a conversation belong into its messages.", hint="Give them in Message.parts.", param="images"
+        )
+    return list(prompt)
+
+
 class Model:
     """A loaded model; a context manager that unloads it. Every method may be called from any thread."""
 
@@ -89,6 +132,7 @@ class Model:
         prompt: str | Iterable[Message],
         *,
         system: str | None = None,
+        images: Iterable[PictureSource] = (),
         tools: Iterable[Tool] = (),
         max_tokens: int | None = None,
         stop: str | Iterable[str] = (),
@@ -105,6 +149,8 @@ class Model:
         Args:
             prompt: the user's text, or the messages so far.
             system: a system message to begin with.
+            images: what the text is about, before it: paths, files' contents or Pillow's images. In a conversation
+                they belong into its messages (`Message.parts`).
             tools: functions the model may call.
             max_tokens: bound on the tokens of the answer, reasoning included.
             stop: the answer ends before the first of these.
@@ -118,9 +164,7 @@ class Model:
         Raises:
             LibMlxError: the request is refused, or generation failed.
         """
-        from lib_mlx.engine.event_stream import ThreadEventStream
-
-        messages = [Message("user", prompt)] if isinstance(prompt, str) else list(prompt)
+        messages = _messages(prompt, list(images))
         if system is not None:
             messages.insert(0, Message("system", system))
         request = GenerationRequest(
@@ -134,6 +178,12 @@ class Model:
             logprobs=logprobs,
             cache_salt=cache_salt,
         )
+        yield from self._events(request)
+
+    def _events(self, request: GenerationRequest) -> Iterator[GenerationEvent]:
+        """Yield the events of a request, the last of which is `Finished`; leaving early cancels it."""
+        from lib_mlx.engine.event_stream import ThreadEventStream
+
         engine = get_runtime().engine(self._handle)
         stream = ThreadEventStream()
         job = engine.submit(engine.prepare(request), stream)
@@ -164,6 +214,53 @@ class Model:
                         "".join(text), "".join(reasoning), tuple(calls), event.reason, event.usage, event.timings
                     )
         raise AssertionError("a generation ends with Finished or raises")
+
+    def ground(
+        self,
+        image: PictureSource,
+        instruction: str,
+        *,
+        free: bool = False,
+        system: str | None = None,
+        max_tokens: int | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        verifier: Model | None = None,
+    ) -> Grounding:
+        """Return where on a picture a GUI-Actor finds what an instruction means. Blocks.
+
+        Args:
+            image: a screenshot: a file's path or content, or Pillow's picture.
+            instruction: what to point at, or with `free` what to do.
+            free: leave the action to the model, which may point several times or not at all; else it is one click.
+            system: in place of the model's own system prompt.
+            max_tokens: bound on an answer that the model makes up.
+            min_pixels: the picture is made larger than this before the model sees it.
+            max_pixels: it is made smaller than this: quicker, less exact.
+            verifier: a vision model that is shown the candidates and ranks them.
+
+        Raises:
+            TargetNotFound: the model pointed at nothing.
+            UnsupportedFeature: it is no GUI-Actor, or the verifier cannot be used.
+            LibMlxError: the picture or the instruction is refused, or something failed.
+        """
+        from lib_mlx.pointing import verified
+
+        picture = image_of(image)
+        picture = replace(picture, bounds=PixelBounds(min_pixels, max_pixels).over(picture.bounds))
+        request = GenerationRequest(
+            messages=(
+                *([Message("system", system)] if system is not None else []),
+                Message("user", instruction, parts=(picture, instruction)),
+            ),
+            max_tokens=max_tokens,
+            grounding=GroundingOptions(free=free),
+        )
+        finished = [event for event in self._events(request) if isinstance(event, Finished)]
+        if not finished or finished[-1].grounded is None:
+            raise AssertionError("a GUI-Actor's answer ends with what it points at")
+        found = finished[-1].grounded.grounding
+        return found if verifier is None else verified(found, picture, instruction, verifier.stream)
 
     def start_server(self, **config: Any) -> Server:
         """Serve the model over HTTP; `config` is that of `ServerConfig`. Blocks until connections are accepted.
@@ -203,3 +300,18 @@ def load_model(model_path: str | PathLike[str], **config: Any) -> Model:
     """
     parsed = parse_config(LoadConfig, {"model_path": str(model_path), **config})
     return Model(get_runtime().load(parsed).handle)
+
+
+def ground(image: PictureSource, instruction: str, *, model: Model | str | PathLike[str], **options: Any) -> Grounding:
+    """Return where on a picture a GUI-Actor finds what an instruction means; options and errors are `Model.ground`'s.
+
+    Args:
+        image: a screenshot: a file's path or content, or Pillow's picture.
+        instruction: what to point at.
+        model: a loaded one; or a directory or name, which is loaded for this once.
+        options: see `Model.ground`.
+    """
+    if isinstance(model, Model):
+        return model.ground(image, instruction, **options)
+    with load_model(model) as loaded:
+        return loaded.ground(image, instruction, **options)

@@ -114,6 +114,15 @@ class EngineConfig(Config):
     prefix_cache_bytes: Annotated[int, Field(ge=0)] | None = None
     """The most that is kept of past requests, whose beginnings need not be computed again; 0 keeps nothing. By
     default 2 GiB or a tenth of the machine's memory, whichever is less."""
+    lazy_encoders: bool = True
+    """Load image and audio encoders at their first use. Text models have none."""
+    min_pixels: Annotated[int, Field(ge=1)] | None = None
+    """Images are made larger than this before the model sees them; the checkpoint's own bound if not given."""
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
+    """Images are made smaller than this: fewer tokens, less detail; the checkpoint's own bound if not given."""
+    image_cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    """The most that is kept of encoded images, so that one that comes again is not encoded again; 0 keeps none. By
+    default 256 MiB or a fiftieth of the machine's memory, whichever is less."""
     prefix_cache_path: Annotated[str, Field(min_length=1)] | None = None
     """A directory that keeps it across restarts; written when the model is unloaded."""
     generation: GenerationDefaults | None = None
@@ -129,8 +138,6 @@ class LoadConfig(EngineConfig):
     """The name clients use; the directory's name if not given."""
     revision: str | None = None
     """Branch, tag or commit of a Hugging Face repository."""
-    lazy_encoders: bool = True
-    """Load image and audio encoders at their first use. Text models have none."""
     wait: bool = True
     """False: return at once; poll `server_status` for `progress`."""
     isolation: Literal["none", "process"] = "none"
@@ -187,6 +194,11 @@ class ServerConfig(Config):
     """Further names that the Host header may have, beside addresses, localhost and `host`; "*" is any."""
     allowed_origins: list[Annotated[str, Field(min_length=1)]] = []
     """Web pages that may call the server, such as "https://example.org"; "*" is any. None but its own if empty."""
+    image_urls: Literal["none", "public", "any"] = "none"
+    """Which http(s) URLs of images are fetched: none, those at public addresses, or those of this machine and its
+    network too, which lets clients make the server ask there."""
+    allowed_image_paths: list[Annotated[str, Field(min_length=1)]] = []
+    """Folders of this machine from which requests may name images, by path or file URL; none if empty."""
     body_limit_bytes: Annotated[int, Field(ge=1024)] = 32 << 20
     """A larger request body is answered 413."""
     models: list[ServedModel] = []

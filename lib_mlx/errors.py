@@ -16,6 +16,7 @@ LibMlxError
 ├── InvalidHandle          invalid_handle          404  no model is loaded under that handle
 ├── ModelNotFound          model_not_found         404  no model of that name or path
 ├── NotFound               not_found               404  no such route or object
+├── TargetNotFound         target_not_found        404  nothing on the picture was pointed at
 ├── MethodNotAllowed       method_not_allowed      405  the route exists, the method does not
 ├── RequestTimeout         request_timeout         408  the request's body took too long to arrive
 ├── ModelBusy              model_busy              409  the model is answering requests
@@ -153,6 +154,12 @@ class NotFound(LibMlxError):
     """No such route or object."""
 
     code, http_status = "not_found", 404
+
+
+class TargetNotFound(LibMlxError):
+    """The model pointed at nothing on the picture."""
+
+    code, http_status = "target_not_found", 404
 
 
 class MethodNotAllowed(LibMlxError):

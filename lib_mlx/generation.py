@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lib_mlx.errors import LibMlxError
+    from lib_mlx.grounding.result import Grounding
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -28,11 +29,39 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class PixelBounds:
+    """The least and the most pixels of an image as the model sees it; None: as the model has it."""
+
+    least: int | None = None
+    most: int | None = None
+
+    def over(self, other: PixelBounds) -> PixelBounds:
+        """Return these bounds, with those of `other` where these say nothing."""
+        return PixelBounds(
+            other.least if self.least is None else self.least, other.most if self.most is None else self.most
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A picture in a message."""
+
+    source: bytes | str = field(repr=False)
+    """A file's content (PNG, JPEG, WebP, GIF or BMP); or, until a server has fetched it, its URL."""
+    bounds: PixelBounds = PixelBounds()
+    param: str = "images"
+    """The field it came from, for errors."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn of a conversation, free of any dialect."""
 
     role: Role
     content: str = ""
+    """Its text."""
+    parts: tuple[str | Image, ...] = ()
+    """All that it holds, in order, if that is more than text."""
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
@@ -86,6 +115,18 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class GroundingOptions:
+    """How a model that points at things (`lib_mlx.grounding`) answers."""
+
+    free: bool = False
+    """Leave the action to the model, which may point several times or not at all; else it is one click."""
+    attention: bool = False
+    """Tell the maps of attention, too."""
+    points: int | None = None
+    """Tell so many candidates at most."""
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """Everything one generation depends on."""
 
@@ -114,12 +155,21 @@ class GenerationRequest:
     """The form of the answer, if it is not tool calls: with forced ones it has no effect."""
     logprobs: int | None = None
     """Report each token of the answer with its log-probability and those of this many likeliest ones at its place."""
+    pixel_bounds: PixelBounds = PixelBounds()
+    """Of images that have none of their own."""
     cache_salt: str = ""
     """Prompts are reused only among requests with the same salt: others cannot learn from timing what was asked."""
     client: str = ""
     """Who asks: clients take turns, so that none waits for all that another has asked for."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template."""
+    grounding: GroundingOptions | None = None
+    """For models that point at things; None: the defaults."""
+
+    @property
+    def images(self) -> list[Image]:
+        """All pictures of the conversation, in order."""
+        return [part for message in self.messages for part in message.parts if isinstance(part, Image)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +237,14 @@ class ToolCallDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class Grounded:
+    """What an answer points at, and what of it is to be told."""
+
+    grounding: Grounding
+    options: GroundingOptions = GroundingOptions()
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The end of a generation that went well."""
 
@@ -195,6 +253,8 @@ class Finished:
     timings: Timings
     stop: str | None = None
     """The stop sequence that ended the answer, if one did."""
+    grounded: Grounded | None = None
+    """Of a model that points at things."""
 
 
 @dataclass(frozen=True, slots=True)

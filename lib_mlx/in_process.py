@@ -90,8 +90,15 @@ class InProcessHandle(Handle):
                 self.model = _loaded_status(self.model, engine, error)
         if abandoned and engine is not None:
             engine.unload()
+        elif engine is not None:
+            engine.watch_encoders(self._encoders_loaded)
         self.publish()
         self.loaded.set()
+
+    def _encoders_loaded(self) -> None:
+        with self.lock:
+            self.model = replace(self.model, encoders="loaded")
+        self.publish()
 
     def engine(self) -> EngineModel:
         """Return the model."""
@@ -224,5 +231,6 @@ def _loaded_status(model: ModelStatus, engine: EngineModel | None, error: LibMlx
             device=engine.device,
             weights=engine.weights,
             blas=engine.blas,
+            encoders=engine.encoders,
         )
     return replace(model, status="failed", stage="", error=error.to_json() if error else None)

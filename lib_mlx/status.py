@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 ModelState = Literal["loading", "ready", "suspended", "stalled", "unloading", "failed"]
 Device = Literal["cpu", "gpu"]
 WeightKind = Literal["float32", "float16", "bfloat16", "quantized"]
+EncoderState = Literal["waiting", "loaded"]
 ServerState = Literal["stopped", "starting", "running", "stopping"]
 
 
@@ -40,6 +41,8 @@ class ModelStatus:
     """How they are kept in memory."""
     blas: str | None = None
     """The library in place of MLX's own on the CPU."""
+    encoders: EncoderState | None = None
+    """Whether its encoders of images are in memory, or wait for their first use; None if it has none."""
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
+from PIL import Image as Picture
 
 import lib_mlx
 from lib_mlx.errors import InvalidArgument, InvalidHandle, LibMlxError, UnsupportedModel
 from lib_mlx.runtime import get_runtime
 from tests.checkpoints import SCRIPTS
+from tests.fixtures import GUI
+from tests.models.vision import PLAIN, plain_case
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +54,24 @@ def test_forms_and_log_probabilities(model: lib_mlx.Model) -> None:
     tokens = [token for event in deltas if isinstance(event, lib_mlx.TextDelta) for token in event.tokens]
     assert b"".join(token.chosen.bytes for token in tokens).decode() in {"yes!", "no!"}
     assert all(1 <= len(token.top) <= 2 for token in tokens)
+
+
+def test_images(tmp_path: Path) -> None:
+    """They are paths, files' contents or Pillow's images; the status tells when the encoder is there."""
+    shot = GUI / "screenshots/dialog.png"
+    options: Any = {"system": "You are a helpful assistant.", "max_tokens": 10}
+    options["sampling"] = lib_mlx.SamplingParams(temperature=0)
+    with lib_mlx.load_model(PLAIN) as model:
+        assert model.status().model.encoders == "waiting"
+        for image in (shot, str(shot), shot.read_bytes(), Picture.open(shot)):
+            assert (
+                model.generate("Describe the image.", images=[image], **options).text == plain_case("one").facts["text"]
+            )
+        assert model.status().model.encoders == "loaded"
+        with pytest.raises(InvalidArgument, match="cannot be read"):
+            model.generate("a", images=[tmp_path / "none.png"])
+        with pytest.raises(InvalidArgument, match="into its messages"):
+            model.generate([lib_mlx.Message("user", "a")], images=[shot])
 
 
 def test_a_slow_reader_loses_nothing(model: lib_mlx.Model) -> None:

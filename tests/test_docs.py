@@ -19,6 +19,8 @@ DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGING = "tests/abi/test_packaging.py"
 WITH_PKG_CONFIG = 'cc host.c $(pkg-config --cflags --libs lib_mlx) -Wl,-rpath,"$(pkg-config --variable=libdir lib_mlx)"'
 BUNDLE = "tests/bundle/test_bundle.py"
+ACTOR = "tests/fixtures/gui/models/tiny-gui-actor-qwen2vl"
+AGENT = 'agent "Click the blue button" "Click the red button" --url "file://$PWD/examples/agent/buttons.html"'
 EXECUTED_ELSEWHERE = {
     "make demo": "test_the_demo",
     "make test": "this suite",
@@ -27,6 +29,8 @@ EXECUTED_ELSEWHERE = {
     "cc host.c $(.venv/bin/lib-mlx config --cflags --libs) -o host": PACKAGING,
     "export PKG_CONFIG_PATH=$(.venv/bin/lib-mlx config --pkgconfig)": PACKAGING,
     f"{WITH_PKG_CONFIG} -o host": PACKAGING,
+    f".venv/bin/lib-mlx {AGENT} --size 420x336 -m {ACTOR} --yes --report /tmp/report.html": "tests/cli/test_ground.py",
+    ".venv/bin/lib-mlx eval screenspot ScreenSpot-v2 -m GUI-Actor-3B-Qwen2.5-VL": "tests/cli/test_ground.py",
 }
 
 

@@ -8,7 +8,25 @@ from typing import Annotated
 import typer
 
 from lib_mlx import LibMlxError, __version__
-from lib_mlx.cli import bench, bundle, chat, config, doctor, models, openapi, pull, remote, run, serve, service, units
+from lib_mlx.cli import (
+    agent,
+    bench,
+    bundle,
+    chat,
+    config,
+    doctor,
+    evaluate,
+    export,
+    ground,
+    models,
+    openapi,
+    pull,
+    remote,
+    run,
+    serve,
+    service,
+    units,
+)
 from lib_mlx.cli.errors import EXIT_CODES, exit_code
 
 _EPILOG = "Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + "."
@@ -42,6 +60,10 @@ app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.command("openapi")(openapi.openapi)
 app.command("bundle")(bundle.bundle)
+app.command("ground")(ground.ground)
+app.command("agent")(agent.agent)
+app.add_typer(evaluate.app, name="eval")
+app.add_typer(export.app, name="export")
 app.add_typer(config.app, name="config")
 app.add_typer(units.app, name="service")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _HELP = """\
 /clear             forget the conversation
+/image PATH        show a picture with the next message; without PATH none
 /system TEXT       begin with this system message; without TEXT with none
 /set KEY VALUE     temperature, top_p, top_k, min_p, seed or max_tokens; VALUE "default" undoes it
 /show              tell the settings and the length of the conversation
@@ -36,6 +38,8 @@ class Conversation:
         self.sampling = sampling
         self.max_tokens = max_tokens
         self.messages: list[Message] = []
+        self.images: list[Path] = []
+        """For the next message."""
 
     def command(self, line: str) -> str | None:
         """Carry out a command; returns what to tell, or None to leave."""
@@ -47,11 +51,22 @@ class Conversation:
             "/help": lambda: _HELP,
             "/?": lambda: _HELP,
             "/clear": self._clear,
+            "/image": lambda: self._show_image(rest),
             "/system": lambda: self._set_system(rest),
             "/set": lambda: self._set(*rest.partition(" ")[::2]),
             "/show": self._show,
         }
         return commands[name]() if name in commands else f"There is no command {name}. /help lists them."
+
+    def _show_image(self, name: str) -> str:
+        if not name:
+            self.images.clear()
+            return "The next message has no pictures."
+        path = Path(name).expanduser()
+        if not path.is_file():
+            return f"There is no file {name}."
+        self.images.append(path)
+        return f"The next message has {len(self.images)} picture{'s' if len(self.images) > 1 else ''}."
 
     def _clear(self) -> str:
         self.messages.clear()
@@ -83,12 +98,13 @@ class Conversation:
 
     def ask(self, model: Model, text: str) -> str:
         """Print the answer to `text` and keep both; returns the figures, or why there is none."""
-        from lib_mlx.cli.generate import answer, figures
+        from lib_mlx.cli.generate import answer, figures, question
         from lib_mlx.errors import LibMlxError
 
-        asked = [*self.messages, Message("user", text)]
         system = [Message("system", self.system)] if self.system else []
+        images, self.images = self.images, []
         try:
+            asked = [*self.messages, question(text, images)]
             said, finished = answer(model, [*system, *asked], self.sampling, self.max_tokens)
         except LibMlxError as error:
             return f"error: {error.message}" + (f"\n  fix: {error.hint}" if error.hint else "")

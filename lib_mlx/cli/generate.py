@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lib_mlx.generation import Finished, ReasoningDelta, TextDelta, ToolCallDelta
+from lib_mlx.generation import Finished, Image, Message, ReasoningDelta, TextDelta, ToolCallDelta
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from lib_mlx.api import Model
-    from lib_mlx.generation import GenerationEvent, Message, SamplingParams
+    from lib_mlx.generation import GenerationEvent, SamplingParams
 
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _POLL_S = 0.05
@@ -42,6 +43,14 @@ def load(name: str, **options: Any) -> Model:
         model.unload()
         raise error_from_json(status.error)
     return model
+
+
+def question(text: str, images: Iterable[Path]) -> Message:
+    """Return a user's message: the images, then the text; raises InvalidArgument if there is no such file."""
+    from lib_mlx.api import image_of
+
+    parts: tuple[str | Image, ...] = (*map(image_of, images), text)
+    return Message("user", text, parts=parts if len(parts) > 1 else ())
 
 
 class Printer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,10 @@ ModelName = Annotated[
 System = Annotated[str | None, typer.Option("--system", "-s", help="A system message to begin with.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="The most tokens of an answer.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", "-t", min=0.0, help="0 is greedy.")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", "-i", help="A picture that the text is about; may be given several times."),
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
 
 
@@ -28,15 +33,16 @@ def run(
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     seed: Seed = None,
+    image: Images = None,
 ) -> None:
     """Answer one prompt: the text on stdout as it comes, then tokens and speed on stderr."""
-    from lib_mlx.cli.generate import answer, figures, load
+    from lib_mlx.cli.generate import answer, figures, load, question
     from lib_mlx.generation import Message, SamplingParams
 
     text = " ".join(prompt) if prompt else sys.stdin.read().strip()
     if not text:
         raise typer.BadParameter("There is nothing to ask.")
-    messages = [*([Message("system", system)] if system else []), Message("user", text)]
+    messages = [*([Message("system", system)] if system else []), question(text, image or ())]
     with load(model) as loaded:
         _, finished = answer(loaded, messages, SamplingParams(temperature=temperature, seed=seed), max_tokens)
     if finished is None:

@@ -7,33 +7,43 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import mlx.core as mx
-
 from lib_mlx import memory
 from lib_mlx.config import EngineConfig, GenerationDefaults
-from lib_mlx.engine import device, heap
+from lib_mlx.engine import heap
+from lib_mlx.engine.assembly import new_media, new_scheduler, new_store, new_weights
 from lib_mlx.engine.embedding import CHUNK, Embedder
+from lib_mlx.engine.grounding import GroundingJob, PreparedGrounding
 from lib_mlx.engine.job import Job
+from lib_mlx.engine.pointing import open_pointing
 from lib_mlx.engine.preparation import RequestPreparer
-from lib_mlx.engine.scheduler import Scheduler
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import Cancelled, InsufficientMemory, LibMlxError, ShuttingDown
-from lib_mlx.models.loader import check_cancelled, load_tokenizer, load_weights
+from lib_mlx.errors import Cancelled, LibMlxError, ShuttingDown
+from lib_mlx.models.loader import check_cancelled, load_tokenizer
 from lib_mlx.models.pooling import read_pooling
+from lib_mlx.models.upstream_vlm import import_mlx_vlm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lib_mlx.engine.event_stream import Batch, EventStream
+    from lib_mlx.engine.grounding_lane import GroundingLane
     from lib_mlx.engine.job import PreparedRequest
+    from lib_mlx.engine.media_encoder import MediaEncoder
+    from lib_mlx.engine.pointing import Pointing
     from lib_mlx.engine.prefix_store import PrefixStore
+    from lib_mlx.engine.scheduler import Scheduler
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
+    from lib_mlx.models.media_prompt import MediaReader
+    from lib_mlx.status import EncoderState
 
+    Prepared = PreparedRequest | PreparedGrounding
+AnyJob = Job | GroundingJob
 T = TypeVar("T")
+J = TypeVar("J", Job, GroundingJob)
+_UNWINDING_S = 0.005  # between two looks whether an image is still being encoded
 _SUSPENDED_S = 0.1  # between two looks whether a model is still suspended
-_PREFIX_BYTES = 2 << 30  # of KV kept of past requests, if the machine has ten times as much memory
 _UNKNOWN_CONTEXT = 8192  # tokens, for a checkpoint that states no context length
 _TOKENIZER_SHARE = 0.1  # of the progress of a load
 
@@ -51,6 +61,9 @@ class EngineModel:
         blas_name: str | None,
         config: EngineConfig,
         store: PrefixStore | None = None,
+        media: MediaReader | None = None,
+        encoder: MediaEncoder | None = None,
+        pointing: Pointing | None = None,
     ) -> None:
         own = checkpoint.context_length or _UNKNOWN_CONTEXT
         self.context_length = min(own, config.context_length) if config.context_length else own
@@ -70,17 +83,35 @@ class EngineModel:
             thinking=config.thinking_enabled,
             cuts_prompts=not weights.cache.sliceable,
             generation=config.generation or GenerationDefaults(),
+            media=media,
         )
+        self._encoder = encoder
+        self._pointing = pointing
         self._scheduler = scheduler
         self._embedder = Embedder(weights.network, read_pooling(checkpoint.path))
         self._store = store
-        self._closed = False  # written by the engine thread alone
+        self._closed = self._released = False  # written by the engine thread alone
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the model can do: completion, and of tools and thinking what its tokenizer and template show."""
-        tools = ("tools",) if self._tokenizer.wrapper.has_tool_calling else ()
-        return ("completion", *tools, *(("thinking",) if self.reasons else ()))
+        """What the model can do: completion, and of vision, grounding, tools and thinking what it shows."""
+        has = {
+            "vision": self._preparer.sees,
+            "grounding": self._pointing is not None,
+            "tools": self._tokenizer.wrapper.has_tool_calling,
+            "thinking": self.reasons,
+        }
+        return ("completion", *(name for name, there in has.items() if there))
+
+    @property
+    def encoders(self) -> EncoderState | None:
+        """Whether the encoders' weights are in memory; None of a model without any."""
+        return None if self._encoder is None else "loaded" if self._encoder.loaded else "waiting"
+
+    def watch_encoders(self, told: Callable[[], None]) -> None:
+        """Have `told` called, on the engine thread, when `encoders` changes; it returns at once and raises nothing."""
+        if self._encoder is not None:
+            self._encoder.told = told
 
     @property
     def reasons(self) -> bool:
@@ -95,14 +126,14 @@ class EngineModel:
     @property
     def waiting(self) -> int:
         """How many requests wait for their turn. Any thread."""
-        return self._scheduler.waiting
+        return self._scheduler.waiting + (self._pointing.lane.waiting if self._pointing else 0)
 
     @property
     def stalled(self) -> bool:
         """Whether the engine has been at one step for a minute or more; all models share it."""
         return get_worker().watchdog.stalled
 
-    def prepare(self, request: GenerationRequest) -> PreparedRequest:
+    def prepare(self, request: GenerationRequest) -> Prepared:
         """Check `request` against this model and tokenise it. Takes CPU time: not for an event loop.
 
         Raises:
@@ -112,23 +143,41 @@ class EngineModel:
             ShuttingDown: the model is being unloaded.
         """
         self._refuse_if_closed()
+        if self._pointing is not None and request.prompt is None:
+            return self._prepare_pointing(self._pointing, request)
         return self._preparer.prepare(request)
+
+    def _prepare_pointing(self, pointing: Pointing, request: GenerationRequest) -> PreparedGrounding:
+        limits = {"context_length": self.context_length, "vocab_size": self.vocab_size}
+        return pointing.preparer.prepare(request, **limits)
 
     def count_prompt(self, request: GenerationRequest) -> int:
         """Return how many tokens the prompt of `request` has; raises likewise, but not if they are too many."""
         self._refuse_if_closed()
+        if self._pointing is not None and request.prompt is None:
+            return len(self._prepare_pointing(self._pointing, request).prompt)
         return self._preparer.count_prompt(request)
 
-    def submit(self, request: PreparedRequest, stream: EventStream) -> Job:
+    def submit(self, request: Prepared, stream: EventStream) -> AnyJob:
         """Start generating; events arrive at `stream`. Returns at once with the job, to cancel it by."""
         return self.submit_choices(request, [stream])[0]
 
-    def submit_choices(self, request: PreparedRequest, streams: Sequence[EventStream]) -> list[Job]:
+    def submit_choices(self, request: Prepared, streams: Sequence[EventStream]) -> Sequence[AnyJob]:
         """Start generating as many answers as there are streams, whose prompt is processed once; likewise."""
+        if isinstance(request, PreparedGrounding):
+            return self._start([GroundingJob(request, stream) for stream in streams], self._point)
         leader = Job(request, streams[0])
         others = [Job(request, stream, leader=leader, choice=at) for at, stream in enumerate(streams[1:], 1)]
         leader.followed = bool(others)
-        jobs = [leader, *others]
+        return self._start([leader, *others], self._scheduler.add)
+
+    def _point(self, job: GroundingJob) -> None:
+        if self._pointing is None:
+            raise RuntimeError("a request to another model")
+        self._pointing.lane.add(job)
+
+    def _start(self, jobs: list[J], take: Callable[[J], None]) -> list[J]:
+        """Have `take` take the jobs in, on the engine thread."""
 
         def add() -> None:
             for job in jobs:
@@ -136,12 +185,12 @@ class EngineModel:
                     job.cancel(_unloading())
                     _deliver([(job.stream, [job.fail()])])
                 else:
-                    self._scheduler.add(job)
+                    take(job)
 
         get_worker().post(add)
         return jobs
 
-    def cancel(self, job: Job, error: LibMlxError) -> None:
+    def cancel(self, job: AnyJob, error: LibMlxError) -> None:
         """End `job` with `Failed(error)` between two steps, whether it waits, prefills or decodes."""
         job.cancel(error)
         get_worker().post(lambda: None)  # a suspended lane looks up only when it is woken
@@ -192,20 +241,35 @@ class EngineModel:
 
     def unload(self) -> None:
         """End every request and give the memory back. Requests that come later end with `shutting_down`."""
-        get_worker().run(self._close)
+        while not get_worker().run(self._close):
+            time.sleep(_UNWINDING_S)
 
-    def _close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        get_worker().discard(self._scheduler)
-        self._scheduler.fail_all(_unloading())
-        _deliver(self._scheduler.step())
+    def _close(self) -> bool:
+        """Let go of everything; False if this was called from within the encoder, which has to end first."""
+        if self._released:
+            return True
+        if not self._closed:
+            self._closed = True
+            for lane in self._lanes:
+                get_worker().discard(lane)
+                lane.fail_all(_unloading())
+                _deliver(lane.step())
+        if self._encoder is not None:
+            if self._encoder.active:
+                return False
+            self._encoder.close()
+        self._released = True
         if self._store is not None:
             self._store.save(self._scheduler.prefixes)
-        self._scheduler.close()
+        for lane in self._lanes:
+            lane.close()
         self._embedder.close()
         heap.release()
+        return True
+
+    @property
+    def _lanes(self) -> list[Scheduler | GroundingLane]:
+        return [self._scheduler, *([self._pointing.lane] if self._pointing else [])]
 
     def _evaluate(self, cancelled: Callable[[], bool], work: Callable[..., T], *args: Any) -> T:
         """Call `work` on the engine thread, when the model is not suspended."""
@@ -223,7 +287,10 @@ class EngineModel:
 
     def _set_suspended(self, value: bool) -> None:
         self._refuse_if_closed()
-        self._scheduler.suspended = value
+        for lane in self._lanes:
+            lane.suspended = value
+        if self._encoder is not None:
+            self._encoder.suspend(value)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -263,9 +330,12 @@ def load(
     worker = get_worker()
     check_cancelled(cancelled)
     memory.check_fits(checkpoint.weight_bytes, f"The model {checkpoint.path.name!r}")
+    if checkpoint.has_towers:
+        progress(0.0, "importing")
+        import_mlx_vlm(checkpoint)  # before, not beside the tokenizer: transformers cannot be imported by two threads
     progress(_TOKENIZER_SHARE, "weights")
     weights = worker.submit(
-        _load_weights,
+        new_weights,
         checkpoint,
         lambda part: progress(_TOKENIZER_SHARE + (1 - 2 * _TOKENIZER_SHARE) * part, "weights"),
         cancelled,
@@ -275,8 +345,11 @@ def load(
         tokenizer = load_tokenizer(checkpoint)
         loaded, blas_name = weights.result()
         progress(1 - _TOKENIZER_SHARE, "tokenizer")
-        store = _open_store(checkpoint, loaded, config)
-        scheduler = worker.run(_new_scheduler, loaded, frozenset(tokenizer.wrapper.eos_token_ids), config, store)
+        store = new_store(checkpoint, loaded, config)
+        media, encoder = new_media(checkpoint, tokenizer, loaded, config)
+        pointing = open_pointing(checkpoint, tokenizer, loaded, media, encoder)
+        eos = frozenset(tokenizer.wrapper.eos_token_ids)
+        scheduler = worker.run(new_scheduler, loaded, eos, config, store, encoder)
         model = EngineModel(
             checkpoint,
             tokenizer,
@@ -285,67 +358,20 @@ def load(
             blas_name=blas_name,
             config=config,
             store=store,
+            media=media,
+            encoder=encoder,
+            pointing=pointing,
         )
         check_cancelled(cancelled)
-        worker.run(worker.add, scheduler)  # last: nothing refers to a load that did not succeed
+        for lane in (scheduler, *([pointing.lane] if pointing else [])):
+            worker.run(worker.add, lane)  # last: nothing refers to a load that did not succeed
     except BaseException as error:
         with contextlib.suppress(LibMlxError):
             weights.result()  # the engine thread still reads the checkpoint
         error.__cause__ = error.__context__ = None
         traceback.clear_frames(error.__traceback__)  # they hold what was loaded
-        loaded = scheduler = model = weights = None  # type: ignore[assignment]
+        loaded = scheduler = model = weights = media = encoder = pointing = None  # type: ignore[assignment]
         worker.run(heap.release)
         raise
     progress(1.0, "ready")
     return model
-
-
-def _load_weights(
-    checkpoint: Checkpoint,
-    progress: Callable[[float], None],
-    cancelled: Callable[[], bool],
-    config: EngineConfig,
-) -> tuple[Weights, str | None]:
-    blas_name = device.set_up()
-
-    def breathe() -> bool:
-        get_worker().breathe()  # other models' streams go on meanwhile
-        return cancelled()
-
-    weights = load_weights(checkpoint, progress, breathe, config.cpu_weights, config.kv_bits)
-    if config.memory_limit_bytes is not None and weights.nbytes >= config.memory_limit_bytes:
-        raise InsufficientMemory(
-            f"The weights take {weights.nbytes / 1e9:.2f} GB, the limit is {config.memory_limit_bytes / 1e9:.2f} GB.",
-            hint="Raise memory_limit_bytes, set cpu_weights to 'quantized', or use a smaller model.",
-            param="memory_limit_bytes",
-        )
-    return weights, blas_name
-
-
-def _open_store(checkpoint: Checkpoint, weights: Weights, config: EngineConfig) -> PrefixStore | None:
-    if config.prefix_cache_path is None:
-        return None
-    from lib_mlx.engine.prefix_store import open_store
-
-    return open_store(config.prefix_cache_path, checkpoint, weights.kind, weights.device, config.kv_bits)
-
-
-def _new_scheduler(weights: Weights, eos: frozenset[int], config: EngineConfig, store: PrefixStore | None) -> Scheduler:
-    prefix_bytes = config.prefix_cache_bytes
-    if prefix_bytes is None:
-        prefix_bytes = min(_PREFIX_BYTES, memory.total_bytes() // 10)
-    kv_bytes = None
-    if config.memory_limit_bytes is not None:
-        kv_bytes = config.memory_limit_bytes - weights.nbytes
-        prefix_bytes = min(prefix_bytes, kv_bytes)
-    scheduler = Scheduler(
-        weights.network,
-        eos,
-        weights.cache,
-        prefill_rate=256 if mx.default_device() == mx.cpu else 4096,
-        prefix_bytes=prefix_bytes,
-        kv_bytes=kv_bytes,
-    )
-    if store is not None:
-        store.load(scheduler.prefixes)
-    return scheduler

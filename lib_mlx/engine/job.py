@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lib_mlx.engine.output_parser import Opening, OutputFormat
     from lib_mlx.engine.reasoning_limit import ReasoningLimit
     from lib_mlx.engine.sampling import Processor, ResolvedSampling, Sampler
+    from lib_mlx.models.media_prompt import PromptMedia
+    from lib_mlx.models.vision_network import MediaPlan
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ class PreparedRequest:
     client: str = ""
     boundaries: tuple[int, ...] = ()
     """Where the prompt's messages end, if its cache can be reused only as it was at such a place."""
+    media: PromptMedia | None = None
+    """The images; in `prompt`, negative numbers stand for their tokens."""
 
 
 class Job:
@@ -77,6 +81,8 @@ class Job:
         self.stream = stream
         self.leader = leader
         self.prompt = np.asarray(request.prompt, np.int32)
+        self.plan: MediaPlan | None = None
+        """What the network is told of its images, from its turn on."""
         self.prefilled = False
         """Whether its prompt has been processed, but for the last token."""
         self.followed = False
@@ -158,11 +164,16 @@ class Job:
 
     def processors(self) -> list[Processor]:
         """Return the request's logits processors, guarded likewise."""
+        request = self.request
 
         def guarded(process: Processor) -> Processor:
-            return lambda tokens, logits: self._guard(lambda: process(tokens, logits), lambda: logits)
+            return lambda tokens, logits: self._guard(lambda: process(seen(tokens), logits), lambda: logits)
 
-        request = self.request
+        def seen(tokens: mx.array) -> mx.array:
+            if request.media is None:
+                return tokens
+            return mx.where(tokens < 0, mx.array(request.media.image_token, tokens.dtype), tokens)
+
         processors = make_processors(self._sampling, len(request.prompt))
         if request.grammar is not None:
             self._grammar = self._grammar or GrammarProcessor(request.grammar, len(request.prompt))

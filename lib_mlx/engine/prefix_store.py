@@ -63,6 +63,7 @@ def _fingerprint(checkpoint: Checkpoint, settings: Iterable[object]) -> str:
     facts = [
         *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files),
         *(f"{package} {version(package)}" for package in ("lib-mlx", "mlx", "mlx-lm")),
+        *((f"mlx-vlm {version('mlx-vlm')}",) if checkpoint.has_towers else ()),
         *map(str, settings),
     ]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()

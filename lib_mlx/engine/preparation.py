@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lib_mlx.generation import GenerationRequest, Tool
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer
+    from lib_mlx.models.media_prompt import MediaReader, PromptMedia
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ class RequestPreparer:
         context_length: the most tokens of prompt and completion together.
         thinking: whether templates may open a reasoning block by default.
         cuts_prompts: whether to find the ends of messages in prompts, where their caches are kept.
+        media: reads images, if the model does.
     """
 
     def __init__(
@@ -52,9 +54,12 @@ class RequestPreparer:
         thinking: bool,
         cuts_prompts: bool,
         generation: GenerationDefaults,
+        media: MediaReader | None = None,
     ) -> None:
         self._sampling = sampling_defaults(checkpoint.generation_config, generation)
         self._max_tokens = generation.max_tokens
+        self._media = media if media and media.available else None
+        self._blind = "gives images no place that is known here" if media else "reads text, not images"
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._context_length = context_length
@@ -69,6 +74,11 @@ class RequestPreparer:
     def reasons(self) -> bool:
         """Whether the model marks its reasoning."""
         return bool(self._tokenizer.wrapper.has_thinking)
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model reads images."""
+        return self._media is not None
 
     @property
     def limits_reasoning(self) -> bool:
@@ -88,7 +98,9 @@ class RequestPreparer:
             return self._prepare_raw(request, request.prompt)
         thinking = self._thinks(request)
         prompt, opening = self._prompt(request, thinking=thinking)
-        room = self._room_after(prompt)
+        boundaries = self._boundaries(prompt, request, thinking=thinking)
+        prompt, media, boundaries = self._place(request, prompt, boundaries)
+        room = self._room_after(media.tokens if media else prompt)
         grammar = self._grammar(request, opening, thinking=thinking)
         return PreparedRequest(
             prompt=prompt,
@@ -107,7 +119,8 @@ class RequestPreparer:
             logprobs=request.logprobs,
             cache_salt=request.cache_salt,
             client=request.client,
-            boundaries=self._boundaries(prompt, request, thinking=thinking),
+            boundaries=boundaries,
+            media=media,
         )
 
     def encode(self, text: str | Sequence[int], *, truncate: bool = False) -> list[int]:
@@ -169,7 +182,16 @@ class RequestPreparer:
         if request.prompt is not None:
             return len(self.encode(request.prompt))
         prompt, _ = self._prompt(request, thinking=self._thinks(request))
-        return len(prompt)
+        return len(self._place(request, prompt, ())[0])
+
+    def _place(
+        self, request: GenerationRequest, prompt: list[int], boundaries: tuple[int, ...]
+    ) -> tuple[list[int], PromptMedia | None, tuple[int, ...]]:
+        """Return the prompt with what stands for its images; see `MediaReader.place`."""
+        if not request.images or self._media is None:
+            return prompt, None, boundaries
+        pictures = self._media.read(request.images, request.pixel_bounds)
+        return self._media.place(prompt, pictures, boundaries)
 
     def _thinks(self, request: GenerationRequest) -> bool:
         """Whether the template may open a reasoning block; not for an answer that has begun."""
@@ -198,6 +220,14 @@ class RequestPreparer:
                 "An answer that has begun can neither be held to a form nor be preceded by reasoning.",
                 hint="End the conversation with the user's message.",
                 param=request.constraint.param if request.constraint else "thinking",
+            )
+        if request.images and self._media is None:
+            raise UnsupportedFeature(
+                f"This model {self._blind}.", hint="Use another vision model.", param=request.images[0].param
+            )
+        if request.grounding is not None:
+            raise UnsupportedFeature(
+                "This model does not point at things.", hint="Use a GUI-Actor, or leave it out.", param="grounding"
             )
         if request.tools and not self._tokenizer.wrapper.has_tool_calling:
             raise UnsupportedFeature(

@@ -24,11 +24,13 @@ from lib_mlx.engine.serial import SerialGenerator
 from lib_mlx.errors import InsufficientMemory
 from lib_mlx.models.kv_cache import new_cache
 from lib_mlx.models.upstream import BatchGenerator, StopSequences
+from lib_mlx.models.vision_network import RowState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from lib_mlx.engine.event_stream import Batch, EventStream
+    from lib_mlx.engine.media_encoder import EncodingJob, MediaEncoder
     from lib_mlx.errors import LibMlxError
     from lib_mlx.models.kv_cache import CacheKind, KVCache
 
@@ -43,13 +45,14 @@ class Scheduler:
     """The lane of one loaded model.
 
     Args:
-        network: mlx-lm's model.
+        network: mlx-lm's model, or a `VisionNetwork`.
         eos: end tokens.
         cache: what its caches are like.
         max_rows: rows decoded together at most; the rest wait.
         prefill_rate: a first guess of the prompt tokens per second; what is measured later bounds the work per step.
         prefix_bytes: bound on what is kept of past requests.
         kv_bytes: bound on all caches, those of past requests included; None: as the machine's free memory allows.
+        encoder: encodes images, if the network reads them.
     """
 
     def __init__(
@@ -62,8 +65,10 @@ class Scheduler:
         prefill_rate: float = 4096,
         prefix_bytes: int = 0,
         kv_bytes: int | None = None,
+        encoder: MediaEncoder | None = None,
     ) -> None:
         self.suspended = False
+        self._encoder = encoder
         self.prefixes = PrefixCache(prefix_bytes)
         self._network = network
         self._eos = StopSequences([(token,) for token in sorted(eos)])
@@ -83,12 +88,16 @@ class Scheduler:
         """Whether there is a request to advance, or one to end."""
         if self.suspended:
             return any(job.error for job in self._everyone())
-        return bool(self._jobs or self._waiting)
+        return bool(self._jobs or self._waiting) or any(job.error for job in self._encoding)
 
     @property
     def waiting(self) -> int:
         """How many requests wait for their turn. Any thread."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._encoding)
+
+    @property
+    def _encoding(self) -> list[EncodingJob]:
+        return self._encoder.jobs if self._encoder else []
 
     def add(self, job: Job) -> None:
         """Take `job` in, to be prefilled when its turn comes."""
@@ -225,7 +234,7 @@ class Scheduler:
         self._turns[client] = self._turn
         everyone = self._everyone()
         if len(self._turns) > 2 * len(everyone) + 64:
-            present = {job.request.client for job in everyone}
+            present = {job.request.client for job in everyone if isinstance(job, Job)}
             self._turns = {client: turn for client, turn in self._turns.items() if client in present}
 
     def _fits_one_step(self, job: Job) -> bool:
@@ -299,10 +308,17 @@ class Scheduler:
         tokens = [*job.request.prompt, *job.made]
         sampler, processors = job.sampler(), job.processors()
         cache, cached = self.prefixes.take(tokens, job.request.cache_salt)
+        row = cache or new_cache(self._network, self._kind.bits)
+        if self._encoder is not None:
+            self._encoder.plan(job)
+            if job.plan is not None and (missing := job.plan.missing(cached)):
+                self._encoder.add(job, missing, lambda: self.add(job))
+                return
+            row.append(RowState.new(job.plan, cached))
         (uid,) = self._batch.insert_segments(
             [_segments(tokens, cached, job.request.boundaries)],
             max_tokens=[job.request.max_tokens - job.completion],
-            caches=[cache or new_cache(self._network, self._kind.bits)],
+            caches=[row],
             all_tokens=[tokens[:cached]],
             samplers=[sampler],
             logits_processors=[processors],
@@ -315,12 +331,13 @@ class Scheduler:
 
     def _end_failed(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Take out the requests that were cancelled or failed, and tell their streams."""
+        released = self._encoder.release() if self._encoder is not None else []
         failed = {uid: job for uid, job in self._jobs.items() if job.error is not None}
         leaving = [job for job in self._waiting if job.error is not None]  # asked once: errors come at any time
         self._waiting = [job for job in self._waiting if job not in leaving]
         for uid in failed:
             del self._jobs[uid]
-        out += [_failure(job) for job in [*failed.values(), *leaving]]
+        out += [_failure(job) for job in [*failed.values(), *leaving, *released]]
         self._remove(failed)
 
     # What is kept
@@ -346,11 +363,12 @@ class Scheduler:
 
     def _remember(self, job: Job, tokens: Sequence[int] | None, cache: KVCache | None) -> None:
         if tokens and cache and self.prefixes.max_bytes:
-            mx.eval([layer.state for layer in cache])  # else it holds on to the whole batch it was cut from
-            self.prefixes.store(tokens, cache, job.request.cache_salt)
+            kept = [layer for layer in cache if not isinstance(layer, RowState)]  # each request has its own
+            mx.eval([layer.state for layer in kept])  # else it holds on to the whole batch it was cut from
+            self.prefixes.store(tokens, kept, job.request.cache_salt)
 
-    def _everyone(self) -> list[Job]:
-        return [*self._jobs.values(), *self._waiting]
+    def _everyone(self) -> list[Job | EncodingJob]:
+        return [*self._jobs.values(), *self._waiting, *self._encoding]
 
     def _new_batch(self) -> Any:
         if not self._kind.batchable:
@@ -369,5 +387,5 @@ def _segments(tokens: list[int], cached: int, boundaries: Iterable[int]) -> list
     return [tokens[begin:end] for begin, end in itertools.pairwise(cuts)]
 
 
-def _failure(job: Job) -> tuple[EventStream, Batch]:
+def _failure(job: Job | EncodingJob) -> tuple[EventStream, Batch]:
     return job.stream, [job.fail()]

@@ -138,7 +138,7 @@ def message_boundaries(
     variants = [_apply(tokenizer, turns, tools, add_generation_prompt=False, **variables)]
     if first is not None:
         other = "b" if turns[first].content.lstrip().startswith("a") else "a"
-        turns[first] = replace(turns[first], content=other)
+        turns[first] = replace(turns[first], content=other, parts=())
         variants.append(_apply(tokenizer, turns, tools, add_generation_prompt=True, **variables))
     ends = {_agreement(prompt, variant) for variant in variants}
     return tuple(sorted(ends - {0, len(prompt)}))
@@ -187,7 +187,7 @@ def to_template_messages(
 
 
 def _template_message(turn: Message, current: bool, think: tuple[str | None, str | None]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+    message: dict[str, Any] = {"role": turn.role, "content": _template_content(turn)}
     if turn.role == "assistant":
         if not current:
             message["content"] = strip_reasoning(turn.content, think)
@@ -200,6 +200,12 @@ def _template_message(turn: Message, current: bool, think: tuple[str | None, str
     if turn.name is not None:
         message["name"] = turn.name
     return message
+
+
+def _template_content(turn: Message) -> str | list[dict[str, str]]:
+    if not turn.parts:
+        return turn.content
+    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in turn.parts]
 
 
 def _template_calls(calls: Iterable[ToolCall]) -> Iterable[dict[str, Any]]:

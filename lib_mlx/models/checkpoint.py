@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _MAX_HEADER = 100 << 20  # the safetensors specification's own limit
+_TOWER = re.compile(r"(^|[._])(vision|visual|vit|audio|siglip|img_processor|image_encoder)[._]")
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Checkpoint:
     weight_bytes: int
     trusted: bool = False
     """Whether code that it brings may be run."""
+    has_towers: bool = False
+    """Whether there are weights of an encoder of images or sounds."""
 
     @property
     def model_type(self) -> str:
@@ -68,12 +72,14 @@ def inspect(path: Path, *, trust_remote_code: bool = False) -> Checkpoint:
             hint="Use a checkpoint of a built-in architecture, or set trust_remote_code if you trust its author.",
         )
     generation = path / "generation_config.json"
+    headers = [_weight_header(file) for file in _weight_files(path)]
     return Checkpoint(
         path=path,
         config=config,
         generation_config=_read_object(generation) if generation.is_file() else {},
-        weight_bytes=sum(_weight_bytes(file) for file in _weight_files(path)),
+        weight_bytes=sum(stored for stored, _ in headers),
         trusted=trust_remote_code,
+        has_towers=any(_TOWER.search(name) for _, names in headers for name in names),
     )
 
 
@@ -105,8 +111,8 @@ def _weight_files(path: Path) -> list[Path]:
     return files
 
 
-def _weight_bytes(path: Path) -> int:
-    """Return the bytes of the tensors in a safetensors file, having checked that all of them are there.
+def _weight_header(path: Path) -> tuple[int, list[str]]:
+    """Return the bytes and the names of the tensors in a safetensors file, having checked that all are there.
 
     MLX maps the file lazily and would read past its end (https://huggingface.co/docs/safetensors).
     """
@@ -121,10 +127,11 @@ def _weight_bytes(path: Path) -> int:
             raise damaged
         try:
             header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            header.pop("__metadata__", None)
+            ends = [entry["data_offsets"][1] for entry in header.values()]
         except (ValueError, LookupError, TypeError, AttributeError):
             raise damaged from None
     stored = max(ends, default=0)
     if not isinstance(stored, int) or 8 + length + stored > size:
         raise damaged
-    return stored
+    return stored, [*header]

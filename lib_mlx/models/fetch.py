@@ -51,11 +51,12 @@ def open_url(url: str, headers: dict[str, str] | None = None, *, method: str = "
         headers["Authorization"] = "Basic " + base64.b64encode(secret.encode()).decode()
         parts = parts._replace(netloc=parts.netloc.rpartition("@")[2])
     request = urllib.request.Request(parts.geturl(), headers=headers, method=method)  # noqa: S310 - checked above
-    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=_tls()))
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=tls_context()))
     return opener.open(request, timeout=timeout)
 
 
-def _tls() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
+    """Return what checks certificates: by the file that the environment names, else as the system does."""
     bundle = os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or os.environ.get("REQUESTS_CA_BUNDLE")
     if bundle and Path(bundle).is_file():
         return ssl.create_default_context(cafile=bundle)

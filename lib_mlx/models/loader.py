@@ -15,12 +15,14 @@ from lib_mlx.errors import CorruptModel, LibMlxError, LoadCancelled, Unsupported
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import mlx.core as mx
     from mlx.nn.layers.base import Module
     from mlx_lm.tokenizer_utils import TokenizerWrapper
 
     from lib_mlx.config import CpuWeights
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.kv_cache import CacheKind
+    from lib_mlx.models.vision_network import VisionNetwork
     from lib_mlx.status import Device, WeightKind
 
 _EVAL_BYTES = 64 << 20  # weights read between two looks at the cancel flag
@@ -37,7 +39,9 @@ class Weights:
     kind: WeightKind
     cache: CacheKind
     nbytes: int
-    """What they take in memory."""
+    """What they take in memory, those of encoders that come later included."""
+    vision: VisionNetwork | None = None
+    """The network again, if it reads images."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ def load_weights(
     cancelled: Callable[[], bool],
     cpu_weights: CpuWeights = "auto",
     kv_bits: int | None = None,
+    *,
+    lazy_encoders: bool = True,
 ) -> Weights:
     """Map the weights and evaluate them, then run one token to see what comes out. Engine thread only.
 
@@ -63,36 +69,56 @@ def load_weights(
         cancelled: asked between slices of about 64 MiB.
         cpu_weights: how to keep the weights where MLX runs on the CPU; see `LoadConfig`.
         kv_bits: quantise the cache's keys and values to so many bits.
+        lazy_encoders: read the weights of encoders at their first use.
 
     Raises:
         UnsupportedFeature: the cache cannot be quantised.
         LoadCancelled: `cancelled` said so.
-        UnsupportedModel: mlx-lm does not know the architecture.
+        UnsupportedModel: neither mlx-lm nor mlx-vlm knows the architecture.
         CorruptModel: the weights do not fit the architecture.
     """
     import mlx.core as mx
 
     from lib_mlx.models.cpu_weights import prepare_for_cpu, weight_kind
-    from lib_mlx.models.upstream import load_model
 
     try:
-        network, _ = load_model(checkpoint.path, lazy=True, trust_remote_code=checkpoint.trusted)
+        network, vision = _load_network(checkpoint)
+    except LibMlxError:
+        raise
     except Exception as error:  # mlx-lm raises whatever Python raises for a checkpoint it cannot read
         raise _load_error(checkpoint, error) from error
     try:
         device: Device = "cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"
         done = 0.0
+        language = vision.language if vision else network
         if device == "cpu":
-            done = prepare_for_cpu(network, cpu_weights, progress, lambda: check_cancelled(cancelled))
-        _evaluate(network, lambda part: progress(max(done, part)), cancelled)
+            done = prepare_for_cpu(language, cpu_weights, progress, lambda: check_cancelled(cancelled))
+            if vision:
+                vision.widen_towers()
+        _evaluate(_arrays(language), lambda part: progress(max(done, part)), cancelled)
+        if vision and not lazy_encoders:
+            _evaluate(vision.towers(), lambda _: None, cancelled)
         width, cache = _first_token(network, kv_bits)
-        return Weights(network, width, device, weight_kind(network), cache, _nbytes(network))
+        nbytes = sum(array.nbytes for array in [*_arrays(language), *(vision.towers() if vision else ())])
+        return Weights(network, width, device, weight_kind(language), cache, nbytes, vision)
     except LibMlxError:
         raise
     except Exception as error:
         raise CorruptModel(
             f"The weights of {checkpoint.path} do not work: {error}.", hint="Fetch or convert the model again."
         ) from error
+
+
+def _load_network(checkpoint: Checkpoint) -> tuple[Any, VisionNetwork | None]:
+    """Return mlx-lm's network, or mlx-vlm's where the checkpoint has encoders."""
+    if checkpoint.has_towers:
+        from lib_mlx.models.vision_network import load_network
+
+        vision = load_network(checkpoint)
+        return vision, vision
+    from lib_mlx.models.upstream import load_model
+
+    return load_model(checkpoint.path, lazy=True, trust_remote_code=checkpoint.trusted)[0], None
 
 
 def _load_error(checkpoint: Checkpoint, error: Exception) -> LibMlxError:
@@ -108,12 +134,9 @@ def _load_error(checkpoint: Checkpoint, error: Exception) -> LibMlxError:
     )
 
 
-def _evaluate(network: Module, progress: Callable[[float], None], cancelled: Callable[[], bool]) -> None:
+def _evaluate(arrays: list[mx.array], progress: Callable[[float], None], cancelled: Callable[[], bool]) -> None:
     import mlx.core as mx
-    from mlx.utils import tree_flatten
 
-    parameters: Any = tree_flatten(network.parameters())  # type: ignore[no-untyped-call]
-    arrays: list[mx.array] = [array for _, array in parameters]
     total = sum(array.nbytes for array in arrays) or 1
     done = pending = 0
     batch = []
@@ -127,11 +150,11 @@ def _evaluate(network: Module, progress: Callable[[float], None], cancelled: Cal
             progress(done / total)
 
 
-def _nbytes(network: Module) -> int:
+def _arrays(network: Module) -> list[mx.array]:
     from mlx.utils import tree_flatten
 
     parameters: Any = tree_flatten(network.parameters())  # type: ignore[no-untyped-call]
-    return sum(array.nbytes for _, array in parameters)
+    return [array for _, array in parameters]
 
 
 def _first_token(network: Module, kv_bits: int | None) -> tuple[int, CacheKind]:

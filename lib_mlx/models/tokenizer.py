@@ -249,4 +249,6 @@ def _read_template(path: Path, config: Mapping[str, Any]) -> str | dict[str, str
         texts = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
         return texts["default"] if list(texts) == ["default"] else texts
     stored: str | list[Mapping[str, str]] | None = config.get("chat_template")
+    if stored is None and (path / "chat_template.json").is_file():  # where processors wrote it before
+        stored = json.loads((path / "chat_template.json").read_text(encoding="utf-8")).get("chat_template")
     return {entry["name"]: entry["template"] for entry in stored} if isinstance(stored, list) else stored

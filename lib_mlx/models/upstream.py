@@ -43,6 +43,7 @@ def _unchanged_host() -> Iterator[None]:
 with _unchanged_host(), deferred_imports():
     from mlx_lm.generate import BatchGenerator, StopSequences, TextStateMachine
     from mlx_lm.models.cache import (
+        KVCache,
         TokenBuffer,
         can_trim_prompt_cache,
         load_prompt_cache,
@@ -93,6 +94,7 @@ __all__ = [
     "PLAIN_LAYERS",
     "BatchGenerator",
     "Embedding",
+    "KVCache",
     "Linear",
     "Llama3RoPE",
     "QuantizedEmbedding",

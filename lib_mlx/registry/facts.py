@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lib_mlx.grounding.interface import is_pointer_model
 from lib_mlx.models import checkpoint, store
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class ModelFacts:
     """When its files changed last, in seconds since the epoch."""
     template: str
     capabilities: tuple[str, ...]
-    """Of completion, tools, thinking."""
+    """Of completion, vision, grounding, tools, thinking."""
     config: dict[str, Any]
 
 
@@ -47,7 +48,12 @@ def read_facts(entry: ModelEntry) -> ModelFacts:
     if entry.engine is not None:
         capabilities = entry.engine.capabilities
     else:  # what the engine would find out from the tokenizer
-        capabilities = ("completion", *(("tools",) if "tools" in template else ()))
+        found = {
+            "vision": inspected.has_towers and "image" in template,
+            "grounding": inspected.has_towers and is_pointer_model(inspected.config),
+            "tools": "tools" in template,
+        }
+        capabilities = ("completion", *(name for name, there in found.items() if there))
     return ModelFacts(
         family=inspected.model_type,
         weight_bytes=inspected.weight_bytes,

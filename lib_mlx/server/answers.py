@@ -43,6 +43,8 @@ class ModelObject(TypedDict):
     stage: str
     """What the load is doing."""
     context_length: int | None
+    capabilities: list[str] | None
+    """Of completion, vision, tools, thinking; null if that is not known yet."""
     memory_bytes: int
     requests: int
     """That use it."""

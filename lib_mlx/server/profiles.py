@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lib_mlx.config import Profile
 from lib_mlx.errors import InvalidArgument
+from lib_mlx.generation import PixelBounds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,10 @@ def find_profile(name: str, own: Mapping[str, Profile]) -> Profile:
 
 def bounded(request: GenerationRequest, profile: Profile) -> GenerationRequest:
     """Return `request` within the bounds of `profile`."""
+    if profile.max_pixels is not None:
+        asked = request.pixel_bounds
+        most = min(asked.most or profile.max_pixels, profile.max_pixels)
+        request = replace(request, pixel_bounds=PixelBounds(asked.least, most))
     if profile.max_tokens is None:
         return request
     return replace(request, max_tokens=min(request.max_tokens or profile.max_tokens, profile.max_tokens))

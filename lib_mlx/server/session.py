@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from concurrent.futures import Future
 
-    from lib_mlx.engine.engine import EngineModel
+    from lib_mlx.engine.engine import AnyJob, EngineModel
     from lib_mlx.engine.event_stream import ChoiceEvent
-    from lib_mlx.engine.job import Job
     from lib_mlx.engine.sampling import ResolvedSampling
     from lib_mlx.errors import LibMlxError
     from lib_mlx.generation import GenerationRequest
@@ -80,7 +79,7 @@ class Sessions:
             if self._outlet is None:
                 self._outlet = LoopOutlet(asyncio.get_running_loop())
             events = Choices(self._outlet, choices * len(prepared))
-            jobs: list[Job] = []
+            jobs: list[AnyJob] = []
             for request in prepared:
                 jobs += lease.engine.submit_choices(request, events.streams[len(jobs) : len(jobs) + choices])
             key = new_id("req") if request_id in self._open else request_id  # clients choose ids
@@ -224,7 +223,7 @@ class Session:
         owner: Sessions,
         lease: Lease,
         choices: Choices,
-        jobs: list[Job],
+        jobs: list[AnyJob],
         request_id: str,
         keep_alive_s: float | None = None,
     ) -> None:

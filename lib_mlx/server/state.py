@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from lib_mlx.generation import GenerationRequest
+from lib_mlx.server.image_fetcher import ImageFetcher
 from lib_mlx.server.news import News
 from lib_mlx.server.openai.response_store import ResponseStore
 from lib_mlx.server.profiles import bounded, find_profile
@@ -31,6 +32,7 @@ class ServerState:
         self.registry = registry
         self.config = config
         self.sessions = Sessions(registry, config.queue_limit, fail_suspended=config.suspended_requests == "fail")
+        self.images = ImageFetcher(config)
         self.started = time.monotonic()
         self.news = News(registry, handles)
 
@@ -66,6 +68,7 @@ class ServerState:
         if profile is not None:
             bounds = find_profile(profile, self.config.profiles)
             requests = [bounded(one, bounds) for one in requests]
+        requests = [await self.images.resolve(one) for one in requests]
         return await self.sessions.start(
             model, requests, request_id=request_id(request), choices=choices, keep_alive_s=keep_alive_s
         )

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.checkpoints import SCRIPTS
+from tests.fixtures import GUI
+from tests.models.vision import PLAIN, plain_case
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +62,22 @@ def test_the_settings_count(environment: dict[str, str], crafted: Path, tmp_path
     own = {**environment, "LIB_MLX_CONFIG": str(file)}
     for name in ("mine", crafted):
         assert run(own, "run", name, "hello").stderr.startswith("3 tokens")
+
+
+def test_pictures(environment: dict[str, str]) -> None:
+    """`run` and `chat` show them to a model that sees; a file that is not there is told."""
+    shot, other = (GUI / f"screenshots/{name}.png" for name in ("dialog", "icon"))
+    given = ["-s", "You are a helpful assistant.", "-t", 0, "-n", 10]
+    done = run(environment, "run", PLAIN, "Describe the image.", "--image", shot, *given)
+    answer = plain_case("one").facts["text"] + "\n"
+    assert (done.returncode, done.stdout) == (0, answer)
+    lines = f"/image nowhere.png\n/image {other}\n/image\n/image {shot}\nDescribe the image.\n"
+    talk = run(environment, "chat", PLAIN, *given, text=lines).stdout
+    assert "There is no file nowhere.png." in talk
+    assert "The next message has 1 picture." in talk
+    assert answer in talk
+    gone = run(environment, "run", PLAIN, "a", "--image", "nowhere.png")
+    assert "nowhere.png cannot be read" in gone.stderr
 
 
 def test_reasoning_is_not_in_the_output(environment: dict[str, str], crafted: Path) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lib_mlx.engine import engine
+from lib_mlx.engine import assembly, engine
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import Cancelled
 from lib_mlx.generation import SamplingParams
@@ -119,7 +119,7 @@ def test_sharing_in_the_same_batch(fresh: EngineModel) -> None:
 
 def test_the_bound_on_what_is_kept(crafted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past requests take no more memory than allowed."""
-    monkeypatch.setattr(engine, "_PREFIX_BYTES", 3_000_000)
+    monkeypatch.setattr(assembly, "_PREFIX_BYTES", 3_000_000)
     loaded = engine.load(inspect(crafted))
     try:
         for number in range(12):

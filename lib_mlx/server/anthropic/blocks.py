@@ -28,6 +28,24 @@ class TextBlock(WireModel):
     """Added by Anthropic's own client when it parses."""
 
 
+class ImageSource(WireModel):
+    """Where an image is; which fields may be set depends on `type`."""
+
+    type: Literal["base64", "url", "file"]
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+    file_id: str | None = None
+
+
+class ImageBlock(WireModel):
+    """An image."""
+
+    type: Literal["image"]
+    source: ImageSource
+    cache_control: CacheControl | None = None
+
+
 class ThinkingBlock(WireModel):
     """Reasoning of an earlier answer, sent back."""
 
@@ -85,12 +103,25 @@ TextOrOther = Annotated[
 ]
 
 
+def _result_part(value: Any) -> str:
+    kind = _kind(value)
+    return kind if kind in {"TextBlock", "ImageBlock"} else "OtherBlock"
+
+
+ResultPart = Annotated[
+    Annotated[TextBlock, Tag("TextBlock")]
+    | Annotated[ImageBlock, Tag("ImageBlock")]
+    | Annotated[OtherBlock, Tag("OtherBlock")],
+    Discriminator(_result_part),
+]
+
+
 class ToolResultBlock(WireModel):
     """What came of a tool call."""
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: str | list[TextOrOther] | None = None
+    content: str | list[ResultPart] | None = None
     is_error: bool | None = None
     cache_control: CacheControl | None = None
     toolset_name: str | None = None
@@ -98,14 +129,16 @@ class ToolResultBlock(WireModel):
 
 _KINDS = {
     "text": "TextBlock",
+    "image": "ImageBlock",
     "thinking": "ThinkingBlock",
     "redacted_thinking": "RedactedThinkingBlock",
     "tool_use": "ToolUseBlock",
     "tool_result": "ToolResultBlock",
 }
-Block = TextBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock | OtherBlock
+Block = TextBlock | ImageBlock | ThinkingBlock | RedactedThinkingBlock | ToolUseBlock | ToolResultBlock | OtherBlock
 AnyBlock = Annotated[
     Annotated[TextBlock, Tag("TextBlock")]
+    | Annotated[ImageBlock, Tag("ImageBlock")]
     | Annotated[ThinkingBlock, Tag("ThinkingBlock")]
     | Annotated[RedactedThinkingBlock, Tag("RedactedThinkingBlock")]
     | Annotated[ToolUseBlock, Tag("ToolUseBlock")]

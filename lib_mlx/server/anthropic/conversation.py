@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import Message, ToolCall
 from lib_mlx.server.anthropic.blocks import (
+    ImageBlock,
     RedactedThinkingBlock,
     TextBlock,
     ThinkingBlock,
@@ -17,11 +19,13 @@ from lib_mlx.server.anthropic.blocks import (
 )
 from lib_mlx.server.anthropic.common import hidden_reasoning
 from lib_mlx.server.fields import refuse, refuse_unless
+from lib_mlx.server.media import image_at, image_in, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from typing import NoReturn
 
+    from lib_mlx.generation import Image
     from lib_mlx.server.anthropic.blocks import Block, InputMessage, TextOrOther
 
 Placed = tuple[str, "Block"]
@@ -125,26 +129,42 @@ def _read_prefill(blocks: Sequence[Placed]) -> str:
 
 def _read_input(role: str, blocks: Sequence[Placed], calls: dict[str, str]) -> list[Message]:
     """Return a turn of the user's (or instructions); the calls it has results of leave `calls`."""
-    texts: list[str] = []
+    parts: list[str | Image] = []
     results: list[Message] = []
     for where, block in blocks:
         match block:
             case ToolResultBlock() if role == "user":
-                if texts:
+                if parts:
                     raise InvalidArgument("Results of tools come before any text.", param=where)
                 results.append(_result(block, where, calls))
             case ThinkingBlock() | RedactedThinkingBlock() | ToolUseBlock():
                 _misplaced(block, where, "assistant")
             case ToolResultBlock():
                 _misplaced(block, where, "user")
+            case ImageBlock() if role == "user":
+                parts.append(_image(block, where))
             case _:
                 text = _text_of(block, where)
                 if not text:
                     raise InvalidArgument("The text is empty.", param=where)
-                texts.append(text)
-    if texts:
-        results.append(Message("system" if role == "system" else "user", "\n".join(texts)))
+                parts.append(text)
+    if parts:
+        results.append(message_of("system" if role == "system" else "user", parts, "\n"))
     return results
+
+
+def _image(block: ImageBlock, where: str) -> Image:
+    source = block.source
+    if source.type == "base64" and source.data is not None:
+        if source.data.startswith("data:"):  # what a form's attachment becomes
+            return image_at(source.data, f"{where}.source.data")
+        return image_in(source.data, source.media_type, f"{where}.source.data")
+    if source.type == "url" and source.url is not None:
+        return image_at(source.url, f"{where}.source.url")
+    if source.type == "file":
+        refuse(f"{where}.source", "no files are kept here", "Send the image itself.")
+    field = "data" if source.type == "base64" else "url"
+    raise InvalidArgument(f"The field '{where}.source.{field}' is required.", param=f"{where}.source.{field}")
 
 
 def _result(block: ToolResultBlock, where: str, calls: dict[str, str]) -> Message:
@@ -155,12 +175,17 @@ def _result(block: ToolResultBlock, where: str, calls: dict[str, str]) -> Messag
             f"There is no call {block.tool_use_id!r} in the message before, or it has a result already.",
             param=f"{where}.tool_use_id",
         )
-    content = block.content or ""
-    if not isinstance(content, str):
-        content = "\n".join(_text_of(part, f"{where}.content.{at}") for at, part in enumerate(content))
+    content = [TextBlock(type="text", text=block.content)] if isinstance(block.content, str) else block.content or ()
+    parts = [
+        _image(part, f"{where}.content.{at}")
+        if isinstance(part, ImageBlock)
+        else _text_of(part, f"{where}.content.{at}")
+        for at, part in enumerate(content)
+    ]
     if block.is_error:  # chat templates know results only: the model must read that it failed
-        content = f"Error: {content}" if content else "Error"
-    return Message("tool", content, tool_call_id=block.tool_use_id, name=name)
+        first = parts.pop(0) if parts and isinstance(parts[0], str) else ""
+        parts.insert(0, f"Error: {first}" if first else "Error")
+    return replace(message_of("tool", parts, "\n"), tool_call_id=block.tool_use_id, name=name)
 
 
 def _call(block: ToolUseBlock, where: str) -> ToolCall:
@@ -184,7 +209,7 @@ def _reasoning_of(block: ThinkingBlock, where: str) -> str:
 def _text_of(block: Block, where: str) -> str:
     """Return the text of a block that must be text."""
     if not isinstance(block, TextBlock):
-        refuse(where, f"this model reads text, not {block.type!r}", "Send text blocks.")
+        refuse(where, f"models here read text and users' images, not {block.type!r}", "Send those.")
     if block.citations:
         refuse(f"{where}.citations", "there are no citations here")
     return block.text

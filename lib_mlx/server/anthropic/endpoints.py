@@ -59,7 +59,7 @@ async def create_message(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """`POST /v1/messages/count_tokens`."""
     body = await read_json(request, CountTokensRequest)
-    generation = to_prompt(body)
+    generation = await state_of(request).images.resolve(to_prompt(body))
     sessions = state_of(request).sessions
     async with sessions.lease(body.model) as lease:
         count = await sessions.work(lease.engine.count_prompt, generation)

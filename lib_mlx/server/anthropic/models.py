@@ -106,7 +106,7 @@ def _capabilities(engine: EngineModel) -> dict[str, Any]:
         "code_execution": no,
         "context_management": no,
         "effort": {**no, "low": no, "medium": no, "high": no, "max": no, "xhigh": no},
-        "image_input": no,
+        "image_input": {"supported": "vision" in engine.capabilities},
         "pdf_input": no,
         "server_tools": {**no, "code_execution": no, "web_search": no},
         "structured_outputs": yes,

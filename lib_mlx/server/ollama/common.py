@@ -11,7 +11,7 @@ from pydantic import Field
 from lib_mlx.config import KeepAlive
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.generation import Constraint, SamplingParams
-from lib_mlx.server.fields import Penalty, Probability, RepetitionPenalty, refuse, refuse_unless
+from lib_mlx.server.fields import Penalty, Probability, RepetitionPenalty, refuse_unless
 from lib_mlx.server.http import WireModel
 
 if TYPE_CHECKING:
@@ -144,12 +144,6 @@ class GenerationFields(ModelRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidArgument("'top_logprobs' needs 'logprobs': true.", hint="Add it.", param="top_logprobs")
         return self.top_logprobs or 0 if self.logprobs else None
-
-
-def refuse_images(images: Any, where: str) -> None:
-    """Refuse images: models here read text."""
-    if images:
-        refuse(where, "this model reads text, not images")
 
 
 def refuse_thinking(model: str) -> UnsupportedFeature:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import GenerationRequest, Message, Tool, ToolCall
-from lib_mlx.server.fields import FunctionName, refuse_unless
+from lib_mlx.server.fields import FunctionName, refuse, refuse_unless
 from lib_mlx.server.http import WireModel
-from lib_mlx.server.ollama.common import GenerationFields, refuse_images
+from lib_mlx.server.media import image_at, image_in, message_of
+from lib_mlx.server.ollama.common import GenerationFields
+
+if TYPE_CHECKING:
+    from lib_mlx.generation import Image
 
 
 class GenerateBody(GenerationFields):
@@ -20,7 +25,7 @@ class GenerateBody(GenerationFields):
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
-    images: list[Any] | None = None
+    images: list[str] | None = None
     # Fields that are refused unless they ask for what happens anyway.
     suffix: str | None = None
     template: str | None = None
@@ -52,7 +57,7 @@ class ChatMessage(WireModel):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     thinking: str | None = None
-    images: list[Any] | None = None
+    images: list[str] | None = None
     tool_calls: list[HistoryCall] | None = None
     tool_name: str | None = None
     name: str | None = None
@@ -86,7 +91,6 @@ class ChatBody(GenerationFields):
 def generate_request(body: GenerateBody) -> GenerationRequest:
     """Return the engine's request; raises UnsupportedFeature and InvalidArgument by name."""
     body.settings.check()
-    refuse_images(body.images, "images")
     refuse_unless("suffix", body.suffix, "", why="this server fills no gaps")
     refuse_unless("template", body.template, "", why="the model's own template is used")
     refuse_unless("context", body.context, [], why="send the conversation to /api/chat")
@@ -95,9 +99,10 @@ def generate_request(body: GenerateBody) -> GenerationRequest:
     prompt = body.prompt or ""
     if body.raw:
         refuse_unless("system", body.system, "", why="a raw prompt is all there is")
+        refuse_unless("images", body.images, [], why="a raw prompt is all there is")
         return _request(body, prompt=prompt)
     system = (Message("system", body.system),) if body.system else ()
-    return _request(body, messages=(*system, Message("user", prompt)))
+    return _request(body, messages=(*system, message_of("user", [*_images(body.images, "images"), prompt])))
 
 
 def chat_request(body: ChatBody) -> GenerationRequest:
@@ -134,7 +139,8 @@ def _messages(messages: list[ChatMessage]) -> list[Message]:
     open_calls: list[ToolCall] = []
     for index, message in enumerate(messages):
         where = f"messages.{index}"
-        refuse_images(message.images, f"{where}.images")
+        if message.images and message.role not in {"user", "tool"}:
+            refuse(f"{where}.images", f"the model sees no images in {message.role!r} messages")
         if message.tool_calls and message.role != "assistant":
             raise InvalidArgument("Only assistant messages have tool calls.", param=f"{where}.tool_calls")
         if message.content is None and message.role != "assistant":
@@ -148,9 +154,8 @@ def _messages(messages: list[ChatMessage]) -> list[Message]:
         if answered in open_calls:
             open_calls.remove(answered)
         turns.append(
-            Message(
-                message.role,
-                message.content or "",
+            replace(
+                message_of(message.role, [*_images(message.images, f"{where}.images"), message.content or ""]),
                 reasoning=message.thinking or "",
                 tool_calls=calls,
                 tool_call_id=answered.id if answered else message.tool_call_id,
@@ -158,6 +163,14 @@ def _messages(messages: list[ChatMessage]) -> list[Message]:
             )
         )
     return turns
+
+
+def _images(images: list[str] | None, where: str) -> list[Image]:
+    """Return the images of a message, which stand before its text; a form's attachments come as data URLs."""
+    return [
+        image_at(data, f"{where}.{at}") if data.startswith("data:") else image_in(data, None, f"{where}.{at}")
+        for at, data in enumerate(images or ())
+    ]
 
 
 def _answered(message: ChatMessage, calls: list[ToolCall]) -> ToolCall | None:

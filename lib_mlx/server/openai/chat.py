@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_mlx.generation import Failed, Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from lib_mlx.server.fields import new_id
+from lib_mlx.server.grounding import grounding_of
 from lib_mlx.server.openai.common import chat_usage, error_body, logprob_entry
 from lib_mlx.server.sse import DONE, sse
 
@@ -91,7 +92,7 @@ class _Choice:
                 return self.delta({"tool_calls": [self._call(event)]})
             case Finished():
                 self.finished = event
-                return self.delta({}, event.reason)
+                return self.delta({}, event.reason) | grounding_of(event.grounded)
             case Failed(error):
                 raise error
 
@@ -110,6 +111,7 @@ class _Choice:
             "message": message,
             "logprobs": _logprobs(self._logprobs),
             "finish_reason": self.finished.reason,
+            **grounding_of(self.finished.grounded),
         }
 
     def delta(

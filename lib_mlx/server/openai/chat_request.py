@@ -6,14 +6,17 @@ Fields beyond OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `thinking`, `cha
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from lib_mlx.errors import InvalidArgument
-from lib_mlx.generation import GenerationRequest, Message, Role, Tool, ToolCall
+from lib_mlx.generation import GenerationRequest, Tool, ToolCall
 from lib_mlx.server.fields import Bias, FunctionName, constraint, refuse, refuse_unless
+from lib_mlx.server.grounding import GroundingFields, to_options
 from lib_mlx.server.http import WireModel
+from lib_mlx.server.media import image_at, message_of
 from lib_mlx.server.openai.common import (
     CommonFields,
     Effort,
@@ -26,14 +29,24 @@ from lib_mlx.server.openai.common import (
     thinking,
 )
 
+if TYPE_CHECKING:
+    from lib_mlx.generation import Image, Message, Role
+
+
+class ImageUrl(WireModel):
+    """An image, by URL or in one."""
+
+    url: str
+    detail: Literal["auto", "low", "high", "original"] | None = None
+
 
 class ContentPart(WireModel):
-    """One part of a message's content. Only text is understood; the rest is parsed to be refused by name."""
+    """One part of a message's content. Text and images are understood; the rest is parsed to be refused by name."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
-    image_url: Any = None
+    image_url: ImageUrl | None = None
     input_audio: Any = None
     file: Any = None
     prompt_cache_breakpoint: Any = None
@@ -129,6 +142,7 @@ class ChatRequest(CommonFields):
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    grounding: GroundingFields | None = None
     # Fields that are refused unless they ask for what happens anyway.
     modalities: list[str] | None = None
     verbosity: str | None = None
@@ -172,9 +186,11 @@ def to_generation(body: ChatRequest) -> GenerationRequest:
         max_tokens=body.max_completion_tokens or body.max_tokens,
         thinking=thinking(body.reasoning_effort, body.thinking),
         template_kwargs=template_variables(body.reasoning_effort, body.chat_template_kwargs),
+        pixel_bounds=body.pixel_bounds,
         cache_salt=body.cache_salt or "",
         logprobs=body.top_logprobs or 0 if body.logprobs else None,
         constraint=constraint(_form(body.response_format), "response_format"),
+        grounding=to_options(body.grounding),
     )
 
 
@@ -211,9 +227,8 @@ def _message(message: ChatMessage, where: str) -> Message:
         raise InvalidArgument("A tool message needs the id of the call it answers.", param=f"{where}.tool_call_id")
     if message.content is None and role != "assistant":
         raise InvalidArgument("The message has no content.", param=f"{where}.content")
-    return Message(
-        role=role,
-        content=_text(message.content, where),
+    return replace(
+        message_of(role, _parts(message, where)),
         reasoning=message.reasoning_content or message.reasoning or "",
         tool_calls=tuple(
             ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls or ()
@@ -223,15 +238,23 @@ def _message(message: ChatMessage, where: str) -> Message:
     )
 
 
-def _text(content: str | list[ContentPart] | None, where: str) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    texts = []
-    for index, part in enumerate(content):
-        if part.type not in {"text", "refusal"}:
-            refuse(f"{where}.content.{index}", f"this model reads text, not {part.type!r}", hint="Send text parts.")
-        text = part.text if part.type == "text" else part.refusal
-        if text is None:
-            raise InvalidArgument("The part has no text.", param=f"{where}.content.{index}.text")
-        texts.append(text)
-    return "".join(texts)
+def _parts(message: ChatMessage, where: str) -> list[str | Image]:
+    """Return the texts and images of a message."""
+    if message.content is None or isinstance(message.content, str):
+        return [message.content or ""]
+    return [_part(part, message.role, f"{where}.content.{index}") for index, part in enumerate(message.content)]
+
+
+def _part(part: ContentPart, role: str, where: str) -> str | Image:
+    if part.type == "image_url":
+        if role not in {"user", "tool"}:
+            refuse(where, f"the model sees no images in {role!r} messages", hint="Put it into a user's message.")
+        if part.image_url is None:
+            raise InvalidArgument("The part has no image.", param=f"{where}.image_url")
+        return image_at(part.image_url.url, f"{where}.image_url", part.image_url.detail)
+    if part.type not in {"text", "refusal"}:
+        refuse(where, f"models here read text and images, not {part.type!r}", hint="Send those.")
+    text = part.text if part.type == "text" else part.refusal
+    if text is None:
+        raise InvalidArgument("The part has no text.", param=f"{where}.text")
+    return text

@@ -8,9 +8,10 @@ from pydantic import BeforeValidator, Field
 
 from lib_mlx.config import KeepAlive
 from lib_mlx.errors import InvalidArgument
-from lib_mlx.generation import SamplingParams
+from lib_mlx.generation import PixelBounds, SamplingParams
 from lib_mlx.server.fields import Penalty, Probability, RepetitionPenalty, Temperature, refuse_unless
 from lib_mlx.server.http import WireModel
+from lib_mlx.server.media import ProcessorOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +61,18 @@ class SamplingFields(WireModel):
         return self.user
 
 
-class CommonFields(SamplingFields):
+class MediaFields(WireModel):
+    """What both conversation endpoints take that concerns images, beyond OpenAI's."""
+
+    mm_processor_kwargs: ProcessorOptions | None = None
+
+    @property
+    def pixel_bounds(self) -> PixelBounds:
+        """Of all images; raises InvalidArgument if they are none."""
+        return self.mm_processor_kwargs.bounds() if self.mm_processor_kwargs else PixelBounds()
+
+
+class CommonFields(SamplingFields, MediaFields):
     """What both conversation endpoints take."""
 
     tool_choice: Any = None

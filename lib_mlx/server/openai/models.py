@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from lib_mlx.registry import ModelEntry, Registry
+    from lib_mlx.registry.facts import ModelFacts
     from lib_mlx.server.answers import ModelList, ModelObject
 
 
@@ -33,7 +34,7 @@ async def list_models(request: Request) -> Response:
     registry = state_of(request).registry
 
     def read() -> ModelList:
-        models = [model_object(entry, _context_length(registry, entry)) for entry in registry.entries()]
+        models = [model_object(entry, _facts(registry, entry)) for entry in registry.entries()]
         return {"object": "list", "data": models}
 
     return JsonResponse(await asyncio.to_thread(read))  # may look at the disk
@@ -42,7 +43,7 @@ async def list_models(request: Request) -> Response:
 async def retrieve_model(request: Request) -> Response:
     """`GET /v1/models/{id}`."""
     entry, registry = await _find(request), state_of(request).registry
-    return JsonResponse(model_object(entry, await asyncio.to_thread(_context_length, registry, entry)))
+    return JsonResponse(model_object(entry, await asyncio.to_thread(_facts, registry, entry)))
 
 
 @described(body=LoadRequest, optional=True, statuses=(200, 202))
@@ -73,16 +74,21 @@ async def _has_body(request: Request) -> bool:
     return "content-type" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
-def _context_length(registry: Registry, entry: ModelEntry) -> int | None:
-    """Return how long a conversation may be, from the files of a model that is not loaded."""
+def _facts(registry: Registry, entry: ModelEntry) -> ModelFacts | None:
+    """Return what the files of a model say, if they say it."""
     with contextlib.suppress(LibMlxError, OSError):
-        own, set_to = registry.facts(entry).context_length, entry.spec.config.context_length
-        return min(own, set_to) if own and set_to else own or set_to
+        return registry.facts(entry)
     return None
 
 
-def model_object(entry: ModelEntry, context_length: int | None = None) -> ModelObject:
-    """Return a model as `/v1/models` shows it: OpenAI's fields and ours. A loaded one knows its `context_length`."""
+def model_object(entry: ModelEntry, facts: ModelFacts | None = None) -> ModelObject:
+    """Return a model as `/v1/models` shows it: OpenAI's fields and ours.
+
+    What `facts` are asked for, a loaded model knows itself.
+    """
+    engine = entry.engine
+    known = engine.capabilities if engine else facts.capabilities if facts else None
+    lengths = [facts.context_length, entry.spec.config.context_length] if facts else []
     return {
         "id": entry.id,
         "object": "model",
@@ -91,7 +97,8 @@ def model_object(entry: ModelEntry, context_length: int | None = None) -> ModelO
         "status": entry.status,
         "progress": entry.progress,
         "stage": entry.stage,
-        "context_length": entry.engine.context_length if entry.engine else context_length,
+        "context_length": engine.context_length if engine else min(filter(None, lengths), default=None),
+        "capabilities": None if known is None else list(known),
         "memory_bytes": entry.bytes,
         "requests": entry.busy,
         "pinned": entry.spec.pinned,

@@ -160,7 +160,7 @@ async def _fitted(
 
         async def fits(items: Sequence[Item]) -> bool:
             try:
-                await state.sessions.work(lease.engine.prepare, build(items))
+                await state.sessions.work(lease.engine.prepare, await state.images.resolve(build(items)))
             except ContextLengthExceeded:
                 return False
             return True
@@ -190,7 +190,7 @@ async def count_input_tokens(request: Request) -> Response:
         if body.truncation == "auto":
             prompt = await _fitted(state, body, conversation, lambda items: to_prompt(body, items))
         async with state.sessions.lease(body.model) as lease:
-            prepared = await state.sessions.work(lease.engine.prepare, prompt)
+            prepared = await state.sessions.work(lease.engine.prepare, await state.images.resolve(prompt))
     return JsonResponse({"object": "response.input_tokens", "input_tokens": len(prepared.prompt)})
 
 

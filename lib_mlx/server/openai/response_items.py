@@ -6,15 +6,19 @@ gives items out in: with an id, a status and typed parts.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import Message, Role, ToolCall
 from lib_mlx.server.fields import FunctionName, new_id, refuse, refuse_unless
 from lib_mlx.server.http import WireModel
+from lib_mlx.server.media import image_at, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
+
+    from lib_mlx.generation import Image
 
 Item: TypeAlias = "dict[str, Any]"
 """An item as the API gives it out."""
@@ -23,7 +27,7 @@ _TEXT_PARTS = {"input_text", "output_text", "text", "summary_text", "reasoning_t
 
 
 class Part(WireModel):
-    """One part of an item's content or output. Only text is understood; the rest is parsed to be refused."""
+    """One part of an item's content or output. Text and images are understood; the rest is parsed to be refused."""
 
     type: str
     text: str | None = None
@@ -32,8 +36,8 @@ class Part(WireModel):
     logprobs: list[Any] | None = None
     parsed: Any = None
     """Added by OpenAI's own client when it parses."""
-    detail: Any = None
-    image_url: Any = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
+    image_url: str | None = None
     file_id: Any = None
     file_data: Any = None
     file_url: Any = None
@@ -194,8 +198,10 @@ def _parts(content: str | list[Part], kind: str, where: str) -> list[Item]:
 
 def _part(part: Part, kind: str, where: str) -> Item:
     refused = part.type == "refusal"
+    if part.type == "input_image" and kind == "input_text":
+        return _image_part(part, where)
     if not refused and part.type not in _TEXT_PARTS:
-        refuse(where, f"this model reads text, not {part.type!r}", hint="Send text parts.")
+        refuse(where, f"models here read text and images of users, not {part.type!r}", hint="Send those.")
     refuse_unless(f"{where}.prompt_cache_breakpoint", part.prompt_cache_breakpoint, why="prompts are cached as a whole")
     text = part.refusal if refused else part.text
     if text is None:
@@ -206,6 +212,14 @@ def _part(part: Part, kind: str, where: str) -> Item:
     if kind == "output_text":
         kept |= {"annotations": part.annotations or [], "logprobs": part.logprobs or []}
     return kept
+
+
+def _image_part(part: Part, where: str) -> Item:
+    if part.image_url is None:
+        refuse_unless(f"{where}.file_id", part.file_id, why="no files are kept here")
+        raise InvalidArgument("The part has no image.", param=f"{where}.image_url")
+    image_at(part.image_url, f"{where}.image_url")  # complains now, when it is known where
+    return {"type": "input_image", "image_url": part.image_url, "detail": part.detail or "auto"}
 
 
 def _text_part(kind: str, text: str) -> Item:
@@ -229,11 +243,11 @@ def to_messages(items: Iterable[Item]) -> list[Message]:
             case "function_call":
                 messages.append(_with_call(messages, item, reasoning))
             case "function_call_output":
-                messages.append(Message("tool", _text(item["output"]), tool_call_id=item["call_id"]))
+                messages.append(replace(_message("tool", item["output"]), tool_call_id=item["call_id"]))
             case _:
                 role: Role = "system" if item["role"] == "developer" else item["role"]
                 kept = reasoning if role == "assistant" else ""
-                messages.append(Message(role, _text(item["content"]), reasoning=kept))
+                messages.append(replace(_message(role, item["content"]), reasoning=kept))
         reasoning = ""
     return messages
 
@@ -250,6 +264,17 @@ def _with_call(messages: list[Message], item: Item, reasoning: str) -> Message:
             tool_calls=(*previous.tool_calls, call),
         )
     return Message("assistant", reasoning=reasoning, tool_calls=(call,))
+
+
+def _message(role: Role, content: str | list[Item]) -> Message:
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return message_of(role, [_read(part) for part in parts])
+
+
+def _read(part: Item) -> str | Image:
+    if part["type"] == "input_image":
+        return image_at(part["image_url"], "input", part["detail"])
+    return str(part["refusal"] if part["type"] == "refusal" else part["text"])
 
 
 def _text(content: str | list[Item]) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lib_mlx.errors import Cancelled
 from lib_mlx.generation import Failed, Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from lib_mlx.server.fields import new_id
+from lib_mlx.server.grounding import grounding_of
 from lib_mlx.server.openai.common import logprob_entry
 from lib_mlx.server.openai.response_items import output_text
 from lib_mlx.server.openai.response_object import usage_of
@@ -129,6 +130,8 @@ class ResponsesFold:
 
     def _finish(self, finished: Finished) -> list[Event]:
         cut = finished.reason == "length"
+        if self._item is not None and self._item["type"] == "message":
+            self._item |= grounding_of(finished.grounded)
         events = [*self._begin(), *self._close("incomplete" if cut else "completed")]
         self.response["usage"] = usage_of(finished.usage)
         if cut:

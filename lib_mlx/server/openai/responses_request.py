@@ -13,10 +13,12 @@ from pydantic import Field
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import GenerationRequest, Message, Tool
 from lib_mlx.server.fields import FunctionName, constraint, refuse, refuse_unless
+from lib_mlx.server.grounding import GroundingFields, to_options
 from lib_mlx.server.http import WireModel
 from lib_mlx.server.openai.common import (
     CommonFields,
     Effort,
+    MediaFields,
     allowed_tools,
     choose_tools,
     refuse_common,
@@ -76,7 +78,7 @@ class ReasoningOptions(WireModel):
     mode: str | None = None
 
 
-class PromptFields(WireModel):
+class PromptFields(MediaFields):
     """What a prompt is made from."""
 
     model: str | None = None
@@ -124,6 +126,7 @@ class ResponsesRequest(PromptFields, CommonFields):
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     include: list[str] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    grounding: GroundingFields | None = None
     background: bool | None = None
     # Fields that are refused unless they ask for what happens anyway.
     max_tool_calls: int | None = None
@@ -165,6 +168,7 @@ def to_generation(body: ResponsesRequest, items: Sequence[Item]) -> GenerationRe
         cache_salt=body.cache_salt or "",
         logprobs=body.logprobs,
         constraint=constraint(_form(body.form), "text.format"),
+        grounding=to_options(body.grounding),
     )
 
 
@@ -189,6 +193,7 @@ def _prompt(body: PromptFields, items: Sequence[Item]) -> dict[str, Any]:
         "tool_choice": tool_choice,
         "allowed_tools": allowed_tools(body.tool_choice),
         "thinking": thinking(body.effort, body.thinking),
+        "pixel_bounds": body.pixel_bounds,
         "template_kwargs": template_variables(body.effort, body.chat_template_kwargs),
     }
 

@@ -213,16 +213,17 @@ def test_what_changes_nothing() -> None:
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}
+FILE = {"type": "image", "source": {"type": "file", "file_id": "file_1"}}
 DOCUMENT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
 ASSISTANT = {"role": "assistant", "content": [CALL]}
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
-    ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages.0.content.0"),
+    ({"messages": [{"role": "user", "content": [FILE]}]}, "messages.0.content.0.source"),
     ({"messages": [{"role": "user", "content": [text("a"), DOCUMENT]}]}, "messages.0.content.1"),
     ({"messages": [{"role": "user", "content": [{"type": "search_result"}]}]}, "messages.0.content.0"),
     ({"messages": [{"role": "user", "content": [{"type": "container_upload"}]}]}, "messages.0.content.0"),
     ({"messages": [USER, {"role": "assistant", "content": [{"type": "server_tool_use"}]}]}, "messages.1.content.0"),
     (
-        {"messages": [USER, ASSISTANT, {"role": "user", "content": [{**RESULT, "content": [IMAGE]}]}]},
+        {"messages": [USER, ASSISTANT, {"role": "user", "content": [{**RESULT, "content": [DOCUMENT]}]}]},
         "messages.2.content.0.content.0",
     ),
     (

@@ -315,7 +315,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_argument", "messages.0.tool_call_id"),
     ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "invalid_argument", "messages.0.content.0.text"),
     (
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        {"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
         "unsupported_feature",
         "messages.0.content.0",
     ),

@@ -129,7 +129,8 @@ def test_a_refusal_is_kept_as_one() -> None:
     [
         ({**CALL, "caller": {"type": "program", "caller_id": "x"}}, UnsupportedFeature, "input.0.caller"),
         ({**CALL, "namespace": "n"}, UnsupportedFeature, "input.0.namespace"),
-        ({**OUTPUT, "output": [{"type": "input_image"}]}, UnsupportedFeature, "input.0.output.0"),
+        ({**OUTPUT, "output": [{"type": "input_file"}]}, UnsupportedFeature, "input.0.output.0"),
+        ({**OUTPUT, "output": [{"type": "input_image"}]}, InvalidArgument, "input.0.output.0.image_url"),
         ({**OUTPUT, "output": None}, InvalidArgument, "input.0"),
         ({**THOUGHT, "content": None, "encrypted_content": "x"}, InvalidArgument, "input.0.encrypted_content"),
         ({"type": "item_reference", "id": "msg_gone"}, InvalidArgument, "input.0.id"),

@@ -346,8 +346,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"input": [{"type": "function_call", "name": "f"}]}, "invalid_argument", "input.0"),
     (
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
-        "unsupported_feature",
-        "input.0.content.0",
+        "invalid_argument",
+        "input.0.content.0.image_url",
     ),
     ({"max_output_tokens": 0}, "invalid_argument", "max_output_tokens"),
     ({"temperature": -1}, "invalid_argument", "temperature"),

@@ -13,6 +13,8 @@ import pytest
 import lib_mlx
 from tests.checkpoints import SCRIPTS, build
 from tests.checkpoints.scripts import Script
+from tests.fixtures import GUI
+from tests.models.vision import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -266,7 +268,7 @@ def test_copying_without_a_clipboard(open_page: Callable[..., Any], served: lib_
 
 
 def test_attachments(page: Any) -> None:
-    """An image and a sound are shown and sent; that this model reads text alone is told in full, and text goes on."""
+    """An image and a sound are shown and sent; that no model here hears is told in full, and text goes on."""
     requests: list[Any] = []
     page.on("request", lambda sent: requests.append(sent.post_data_json) if sent.method == "POST" else None)
     page.set_input_files(
@@ -287,13 +289,27 @@ def test_attachments(page: Any) -> None:
     assert sound == {"type": "input_audio", "input_audio": {"data": "SUQz", "format": "mp3"}}
     assert text == {"type": "input_text", "text": "What is this?"}
     error = exchange.locator(".error").inner_text()
-    assert "this model reads text, not 'input_image'. Send text parts." in error
-    assert {"400", "unsupported_feature", "input.0.content.0"} <= set(error.split())
+    assert "models here read text and images of users, not 'input_audio'. Send those." in error
+    assert {"400", "unsupported_feature", "input.0.content.1"} <= set(error.split())
     assert re.search(r"req_[0-9a-f]{32}", error)
     exchange.get_by_role("button", name="Edit").click()
     for _ in range(2):
         page.locator("#attachments button").first.click()
     assert ask(page, "hello").locator(".items").inner_text() == SCRIPTS["hello"].text()
+
+
+def test_a_model_that_sees(open_page: Callable[..., Any]) -> None:
+    """The page shows it a picture, and its answer."""
+    with lib_mlx.load_model(PLAIN, model_id="sees") as model, model.start_server() as server:
+        page = open_page(server)
+        page.set_input_files("#files", [str(GUI / "screenshots/icon.png")])
+        page.wait_for_selector("#attachments img")
+        page.click("#open-settings")
+        page.fill("[name=max_output_tokens]", "4")
+        page.keyboard.press("Escape")
+        exchange = ask(page, "What is this?")
+        assert exchange.locator(".error").count() == 0
+        assert re.search(r"4 tokens|4 output", exchange.inner_text()), exchange.inner_text()
 
 
 def test_a_pasted_image(page: Any) -> None:

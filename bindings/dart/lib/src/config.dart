@@ -72,6 +72,17 @@ final class GenerationDefaults {
       });
 }
 
+/// Which http(s) URLs of images a server fetches.
+enum ImageUrls {
+  none,
+
+  /// Those at public addresses.
+  public,
+
+  /// Those of this machine and its network too, which lets clients make the server ask there.
+  any,
+}
+
 /// What to load and how. What is null is left to the library, whose defaults are named here.
 final class LoadConfig {
   const LoadConfig({
@@ -91,6 +102,9 @@ final class LoadConfig {
     this.prefixCacheBytes,
     this.prefixCachePath,
     this.generation,
+    this.minPixels,
+    this.maxPixels,
+    this.imageCacheBytes,
   });
 
   /// A model directory, a `.gguf` file, or the name of a model in the store or the Hugging Face cache.
@@ -141,6 +155,14 @@ final class LoadConfig {
 
   /// What requests get that leave it out.
   final GenerationDefaults? generation;
+  /// Images are made larger than this before the model sees them.
+  final int? minPixels;
+
+  /// Images are made smaller than this: fewer tokens, less detail.
+  final int? maxPixels;
+
+  /// The most that is kept of encoded images; 0 keeps none. By default 256 MiB or a fiftieth of the machine's memory.
+  final int? imageCacheBytes;
 
   Json toJson() => withoutNulls({
         'model_path': modelPath,
@@ -159,6 +181,9 @@ final class LoadConfig {
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
         'generation': generation?.toJson(),
+        'min_pixels': minPixels,
+        'max_pixels': maxPixels,
+        'image_cache_bytes': imageCacheBytes,
       });
 }
 
@@ -170,6 +195,7 @@ final class ServedModelConfig {
     this.revision,
     this.pinned,
     this.keepAlive,
+    this.lazyEncoders,
     this.thinkingEnabled,
     this.contextLength,
     this.cpuWeights,
@@ -179,6 +205,9 @@ final class ServedModelConfig {
     this.prefixCacheBytes,
     this.prefixCachePath,
     this.generation,
+    this.minPixels,
+    this.maxPixels,
+    this.imageCacheBytes,
   });
 
   final String modelPath;
@@ -203,6 +232,10 @@ final class ServedModelConfig {
   final int? prefixCacheBytes;
   final String? prefixCachePath;
   final GenerationDefaults? generation;
+  final bool? lazyEncoders;
+  final int? minPixels;
+  final int? maxPixels;
+  final int? imageCacheBytes;
 
   Json toJson() => withoutNulls({
         'model_path': modelPath,
@@ -210,6 +243,7 @@ final class ServedModelConfig {
         'revision': revision,
         'pinned': pinned,
         'keep_alive': _seconds(keepAlive),
+        'lazy_encoders': lazyEncoders,
         'thinking_enabled': thinkingEnabled,
         'context_length': contextLength,
         'cpu_weights': cpuWeights?.name,
@@ -219,6 +253,9 @@ final class ServedModelConfig {
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
         'generation': generation?.toJson(),
+        'min_pixels': minPixels,
+        'max_pixels': maxPixels,
+        'image_cache_bytes': imageCacheBytes,
       });
 }
 
@@ -250,6 +287,8 @@ final class ServerConfig {
     this.apiKey,
     this.allowedHosts,
     this.allowedOrigins,
+    this.imageUrls,
+    this.allowedImagePaths,
     this.bodyLimitBytes,
     this.models,
     this.modelsFile,
@@ -286,6 +325,12 @@ final class ServerConfig {
   /// Web pages that may call the server, such as `https://example.org`; `*` is any. None by default.
   final List<String>? allowedOrigins;
 
+  /// Which http(s) URLs of images are fetched; [ImageUrls.none] by default.
+  final ImageUrls? imageUrls;
+
+  /// Folders from which requests may name images, by path or file URL; none by default.
+  final List<String>? allowedImagePaths;
+
   /// A larger request body is refused with `payload_too_large`; 32 MiB by default.
   final int? bodyLimitBytes;
 
@@ -317,6 +362,8 @@ final class ServerConfig {
         'api_key': apiKey,
         'allowed_hosts': allowedHosts,
         'allowed_origins': allowedOrigins,
+        'image_urls': imageUrls?.name,
+        'allowed_image_paths': allowedImagePaths,
         'body_limit_bytes': bodyLimitBytes,
         'models': models?.map((model) => model.toJson()).toList(),
         'models_file': modelsFile,

@@ -48,7 +48,8 @@ final class ModelStatus {
         contextLength = json['context_length'] as int?,
         device = json['device'] as String?,
         weights = json['weights'] as String?,
-        blas = json['blas'] as String?;
+        blas = json['blas'] as String?,
+        encoders = json['encoders'] as String?;
 
   final ModelState state;
 
@@ -76,6 +77,9 @@ final class ModelStatus {
 
   /// The library that is used on the CPU in place of MLX's own slow one; null: MLX as shipped.
   final String? blas;
+
+  /// Those of images: `waiting` for their first use, or `loaded`; null: it has none.
+  final String? encoders;
 }
 
 /// A server at one moment; the address is set while it runs.

@@ -48,6 +48,17 @@ pub enum SuspendedRequests {
     Fail,
 }
 
+/// Which http(s) URLs of images a server fetches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageUrls {
+    /// None.
+    None,
+    /// Those at public addresses.
+    Public,
+    /// Those of this machine and its network too, which lets clients make the server ask there.
+    Any,
+}
+
 /// How long a further model stays in memory without a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum KeepAlive {
@@ -74,6 +85,7 @@ into_json! {
     LogLevel { Debug = "debug", Info = "info", Warning = "warning", Error = "error" }
     Isolation { None = "none", Process = "process" }
     SuspendedRequests { Wait = "wait", Fail = "fail" }
+    ImageUrls { None = "none", Public = "public", Any = "any" }
 }
 
 impl From<KeepAlive> for Json {
@@ -166,6 +178,14 @@ macro_rules! model_configuration {
                     prefix_cache_bytes: u64,
                     /// What requests get that leave it out.
                     generation: GenerationDefaults,
+                    /// Load image and audio encoders at their first use (true).
+                    lazy_encoders: bool,
+                    /// Images are made larger than this before the model sees them.
+                    min_pixels: u32,
+                    /// Images are made smaller than this: fewer tokens, less detail.
+                    max_pixels: u32,
+                    /// The most bytes that are kept of encoded images; 0 keeps none.
+                    image_cache_bytes: u64,
                     $($(#[$key_doc])* $key: $type,)*
                 }
             }
@@ -222,8 +242,6 @@ model_configuration! {
             log_file,
         }
         values {
-            /// Load image and audio encoders at their first use (true).
-            lazy_encoders: bool,
             /// False: `Model::load` returns at once, and [`crate::Model::status`] tells the progress (true).
             wait: bool,
             /// How much is written to `log_file`.
@@ -278,6 +296,10 @@ configuration! {
             allowed_hosts: Vec<String>,
             /// Web pages that may call the server, such as `https://example.org`.
             allowed_origins: Vec<String>,
+            /// Which http(s) URLs of images are fetched.
+            image_urls: ImageUrls,
+            /// Folders from which requests may name images, by path or file URL.
+            allowed_image_paths: Vec<String>,
             /// A larger request body is answered 413 (32 MiB).
             body_limit_bytes: u64,
             /// Further models, loaded at their first use.

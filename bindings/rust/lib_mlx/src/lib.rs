@@ -40,7 +40,7 @@ mod streams;
 
 pub use client::{Client, Health};
 pub use config::{
-    CpuWeights, GenerationDefaults, Isolation, KeepAlive, LoadConfig, LogLevel, ServedModel, ServerConfig,
+    CpuWeights, GenerationDefaults, ImageUrls, Isolation, KeepAlive, LoadConfig, LogLevel, ServedModel, ServerConfig,
     SuspendedRequests,
 };
 pub use error::{Error, ErrorCode, Result};

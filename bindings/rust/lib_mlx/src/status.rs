@@ -81,6 +81,8 @@ pub struct ModelStatus {
     pub weights: Option<String>,
     /// What multiplies on the CPU in place of MLX's own; `None`: MLX as shipped.
     pub blas: Option<String>,
+    /// Those of images: "waiting" for their first use, or "loaded"; `None`: it has none.
+    pub encoders: Option<String>,
 }
 
 /// A server as it is now.
@@ -153,6 +155,7 @@ impl ModelStatus {
             device: text(&json["device"]),
             weights: text(&json["weights"]),
             blas: text(&json["blas"]),
+            encoders: text(&json["encoders"]),
         }
     }
 }

@@ -36,6 +36,12 @@ public struct LoadConfig: Codable, Hashable, Sendable {
     public var prefixCachePath: String?
     /// What requests get that leave it out.
     public var generation: GenerationDefaults?
+    /// Images are made larger than this before the model sees them.
+    public var minPixels: Int?
+    /// Images are made smaller than this: fewer tokens, less detail.
+    public var maxPixels: Int?
+    /// The most that is kept of encoded images; 0 keeps none. By default 256 MiB or a fiftieth of the machine's memory.
+    public var imageCacheBytes: Int?
 
     public init(modelPath: String) {
         self.modelPath = modelPath

@@ -21,6 +21,10 @@ public struct ServerConfig: Codable, Hashable, Sendable {
     public var allowedHosts: [String]?
     /// Web pages that may call the server, such as "https://example.org"; "*" is any. None by default.
     public var allowedOrigins: [String]?
+    /// Which http(s) URLs of images are fetched; ``ImageUrls/none`` by default.
+    public var imageUrls: ImageUrls?
+    /// Folders from which requests may name images, by path or file URL; none by default.
+    public var allowedImagePaths: [String]?
     /// A larger request body is refused with ``LibMlxError/Code/payloadTooLarge``; 32 MiB by default.
     public var bodyLimitBytes: Int?
     /// Further models, loaded at their first use.
@@ -59,6 +63,10 @@ public struct ServedModelConfig: Codable, Hashable, Sendable {
     public var prefixCacheBytes: Int?
     public var prefixCachePath: String?
     public var generation: GenerationDefaults?
+    public var lazyEncoders: Bool?
+    public var minPixels: Int?
+    public var maxPixels: Int?
+    public var imageCacheBytes: Int?
 
     public init(modelPath: String) {
         self.modelPath = modelPath
@@ -76,6 +84,15 @@ public struct Profile: Codable, Hashable, Sendable {
         self.maxTokens = maxTokens
         self.maxPixels = maxPixels
     }
+}
+
+/// Which http(s) URLs of images a server fetches.
+public enum ImageUrls: String, Codable, Sendable {
+    case none
+    /// Those at public addresses.
+    case `public`
+    /// Those of this machine and its network too, which lets clients make the server ask there.
+    case any
 }
 
 /// What a server does with requests while its model is suspended.

@@ -25,6 +25,8 @@ public struct ModelStatus: Codable, Hashable, Sendable {
     public let weights: WeightKind?
     /// The library that is used on the CPU in place of MLX's own slow one; nil: MLX as shipped.
     public let blas: String?
+    /// Those of images: "waiting" for their first use, or "loaded"; nil: it has none.
+    public let encoders: String?
 
     private enum CodingKeys: String, CodingKey {
         case state = "status"
@@ -32,7 +34,7 @@ public struct ModelStatus: Codable, Hashable, Sendable {
         case path = "model_path"
         case progress, stage, error
         case contextLength = "context_length"
-        case device, weights, blas
+        case device, weights, blas, encoders
     }
 }
 
