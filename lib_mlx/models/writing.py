@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PART_BYTES = 4 << 30
+PART_BYTES = 4 << 30  # the most that one file holds
 _INDEX = "model.safetensors.index.json"
 
 
@@ -28,7 +28,6 @@ def write_model(
     target: Path,
     *,
     key: str = "",
-    part_bytes: int = PART_BYTES,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     between: Callable[[], None] = lambda: None,
 ) -> Path:
@@ -41,7 +40,6 @@ def write_model(
         target: must not exist.
         key: what the result depends on beside the weights' names and shapes. Parts that were written for the same are
             gone on with; without a key nothing is.
-        part_bytes: the most that one file holds.
         progress: told bytes written and in total.
         between: called before each part; what it raises ends the work.
 
@@ -55,7 +53,7 @@ def write_model(
     network.clear()  # the arrays are freed when they are written
     sizes = {name: array.nbytes for name, array in arrays}
     total, done = sum(sizes.values()), 0
-    parts = list(_parts(sizes, part_bytes))
+    parts = list(_parts(sizes, PART_BYTES))
     identity = f"{key}\0{[(name, array.shape, str(array.dtype)) for name, array in arrays]}\0{parts}"
     with room_on(target.parent):
         staged = _staging(target, hashlib.sha256(identity.encode()).hexdigest(), keep=bool(key))
