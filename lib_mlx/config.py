@@ -125,6 +125,10 @@ class EngineConfig(Config):
     default 256 MiB or a fiftieth of the machine's memory, whichever is less."""
     prefix_cache_path: Annotated[str, Field(min_length=1)] | None = None
     """A directory that keeps it across restarts; written when the model is unloaded."""
+    adapter_path: Annotated[str, Field(min_length=1)] | None = None
+    """The directory of an adapter to begin with, or a name of `adapters`."""
+    adapters: dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] = {}
+    """Directories of adapters by name, which can take each other's place while the model serves."""
     generation: GenerationDefaults | None = None
     """What requests get that leave it out."""
 

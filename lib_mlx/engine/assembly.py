@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -49,7 +50,13 @@ def new_weights(
         return cancelled()
 
     weights = load_weights(
-        checkpoint, progress, breathe, config.cpu_weights, config.kv_bits, lazy_encoders=config.lazy_encoders
+        checkpoint,
+        progress,
+        breathe,
+        config.cpu_weights,
+        config.kv_bits,
+        lazy_encoders=config.lazy_encoders,
+        adapter=adapter_of(config),
     )
     if config.memory_limit_bytes is not None and weights.nbytes >= config.memory_limit_bytes:
         raise InsufficientMemory(
@@ -60,13 +67,21 @@ def new_weights(
     return weights, blas_name
 
 
+def adapter_of(config: EngineConfig) -> Path | None:
+    """Return the directory of the adapter that a model begins with."""
+    named = config.adapter_path
+    return None if named is None else Path(config.adapters.get(named, named)).expanduser()
+
+
 def new_store(checkpoint: Checkpoint, weights: Weights, config: EngineConfig) -> PrefixStore | None:
     """Return what keeps prompts across restarts, if that is wanted; raises InvalidArgument as `open_store` does."""
     if config.prefix_cache_path is None:
         return None
     from lib_mlx.engine.prefix_store import open_store
 
-    return open_store(config.prefix_cache_path, checkpoint, weights.kind, weights.device, config.kv_bits)
+    adapter = adapter_of(config)
+    changed = adapter and [(file.name, file.stat().st_mtime_ns) for file in sorted(adapter.iterdir())]
+    return open_store(config.prefix_cache_path, checkpoint, weights.kind, weights.device, config.kv_bits, changed)
 
 
 def new_media(

@@ -98,6 +98,50 @@ def add_adapter(network: Any, shape: AdapterShape) -> None:
         ) from error
 
 
+def remove_adapter(network: Any) -> None:
+    """Give the network its own layers back. Nothing happens to one without an adapter."""
+    from mlx.utils import tree_unflatten
+
+    from lib_mlx.models import packed
+    from lib_mlx.models.upstream_tuner import ADAPTED
+
+    own = [
+        (name, module[part])
+        for name, module in network.named_modules()
+        for kind, part in ADAPTED.items()
+        if type(module) is kind
+    ]
+    network.update_modules(tree_unflatten(own))
+    packed.join(network)
+
+
+def swap_adapter(network: Any, path: Path | None) -> None:
+    """Put another adapter in the place of the network's, or none. The weights stay in memory.
+
+    Raises:
+        ModelNotFound, CorruptModel: there is none at `path`, or it does not fit; the network has none then.
+        UnsupportedFeature: it is not an adapter but all weights.
+    """
+    from lib_mlx.models import packed
+
+    if path is not None and read_shape(path).method == "full":
+        raise UnsupportedFeature(
+            f"{path} holds weights, not an adapter.", hint="Load the model with it.", param="adapter"
+        )
+    remove_adapter(network)
+    if path is None:
+        return
+    packed.separate(network)
+    try:
+        load_adapter(network, path)
+    except BaseException:
+        remove_adapter(network)
+        raise
+    import mlx.core as mx
+
+    mx.eval(network.parameters())
+
+
 def load_adapter(network: Module, path: Path) -> AdapterShape:
     """Give the network the adapter in a directory; returns its shape.
 

@@ -13,6 +13,16 @@ from tests.checkpoints.build import build
 if TYPE_CHECKING:
     from pathlib import Path
 
+_TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+{{ tools | tojson }}<|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}
+{%- for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 _HIDDEN, _HEADS, _KV_HEADS, _WIDTH, _LAYERS = 64, 4, 2, 128, 2
 
 
@@ -32,6 +42,8 @@ def build_tiny(path: Path, seed: int = 0) -> Path:
         "rope_theta": 10000.0,
     }
     (path / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"chat_template": _TEMPLATE}))
     random = np.random.default_rng(seed)
     weights = {
         "model.embed_tokens.weight": random.normal(0, 0.3, (config["vocab_size"], _HIDDEN)),

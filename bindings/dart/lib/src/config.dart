@@ -101,6 +101,8 @@ final class LoadConfig {
     this.memoryLimitBytes,
     this.prefixCacheBytes,
     this.prefixCachePath,
+    this.adapterPath,
+    this.adapters,
     this.generation,
     this.minPixels,
     this.maxPixels,
@@ -153,6 +155,12 @@ final class LoadConfig {
   /// A directory that keeps them across restarts.
   final String? prefixCachePath;
 
+  /// The directory of an adapter to begin with, or a name of [adapters].
+  final String? adapterPath;
+
+  /// Directories of adapters by name, which can take each other's place while the model serves.
+  final Map<String, String>? adapters;
+
   /// What requests get that leave it out.
   final GenerationDefaults? generation;
   /// Images are made larger than this before the model sees them.
@@ -180,6 +188,8 @@ final class LoadConfig {
         'memory_limit_bytes': memoryLimitBytes,
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
+        'adapter_path': adapterPath,
+        'adapters': adapters,
         'generation': generation?.toJson(),
         'min_pixels': minPixels,
         'max_pixels': maxPixels,
@@ -204,6 +214,8 @@ final class ServedModelConfig {
     this.memoryLimitBytes,
     this.prefixCacheBytes,
     this.prefixCachePath,
+    this.adapterPath,
+    this.adapters,
     this.generation,
     this.minPixels,
     this.maxPixels,
@@ -231,6 +243,8 @@ final class ServedModelConfig {
   final int? memoryLimitBytes;
   final int? prefixCacheBytes;
   final String? prefixCachePath;
+  final String? adapterPath;
+  final Map<String, String>? adapters;
   final GenerationDefaults? generation;
   final bool? lazyEncoders;
   final int? minPixels;
@@ -252,6 +266,8 @@ final class ServedModelConfig {
         'memory_limit_bytes': memoryLimitBytes,
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
+        'adapter_path': adapterPath,
+        'adapters': adapters,
         'generation': generation?.toJson(),
         'min_pixels': minPixels,
         'max_pixels': maxPixels,

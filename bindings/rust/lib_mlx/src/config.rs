@@ -157,6 +157,8 @@ macro_rules! model_configuration {
                     model_id,
                     /// Branch, tag or commit of a Hugging Face repository.
                     revision,
+                    /// The directory of an adapter to begin with, or a name of `adapters`.
+                    adapter_path,
                     /// A directory that keeps the prefix cache across restarts.
                     prefix_cache_path,
                     $($(#[$text_doc])* $text,)*
@@ -192,6 +194,13 @@ macro_rules! model_configuration {
         }
 
         impl $name {
+            /// An adapter that can take others' places while the model serves: its name and directory.
+            pub fn adapter(self, name: &str, directory: &str) -> Self {
+                let mut adapters = self.json["adapters"].clone();
+                adapters.set(name, directory);
+                self.set("adapters", adapters)
+            }
+
             /// A model directory, a `.gguf` file, or the name of a model in the store or the Hugging Face cache.
             pub fn new(model_path: impl Into<String>) -> Self {
                 Self { json: Json::object() }.set("model_path", model_path.into())

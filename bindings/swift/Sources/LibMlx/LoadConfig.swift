@@ -34,6 +34,10 @@ public struct LoadConfig: Codable, Hashable, Sendable {
     public var prefixCacheBytes: Int?
     /// A directory that keeps them across restarts.
     public var prefixCachePath: String?
+    /// The directory of an adapter to begin with, or a name of ``adapters``.
+    public var adapterPath: String?
+    /// Directories of adapters by name, which can take each other's place while the model serves.
+    public var adapters: [String: String]?
     /// What requests get that leave it out.
     public var generation: GenerationDefaults?
     /// Images are made larger than this before the model sees them.
