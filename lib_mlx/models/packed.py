@@ -160,7 +160,7 @@ def separate(network: Module) -> None:
     for module in _modules(network):
         if isinstance(module, WholeModule) and cast("Any", module).get("gate_proj") is not None:
             whole = type(module)
-            module.__class__ = whole.__mro__[2]
+            module.__class__ = whole.__bases__[1]
             object.__setattr__(module, "_whole", whole)
 
 
