@@ -125,6 +125,13 @@ class EngineConfig(Config):
     default 256 MiB or a fiftieth of the machine's memory, whichever is less."""
     prefix_cache_path: Annotated[str, Field(min_length=1)] | None = None
     """A directory that keeps it across restarts; written when the model is unloaded."""
+    prompt_lookup: bool = False
+    """Guess that what followed the last tokens when they stood there before follows again, and check several tokens at
+    once: the answers are the same, faster where they repeat the prompt. Requests decode in turns."""
+    draft_model_path: Annotated[str, Field(min_length=1)] | None = None
+    """A smaller model with the same tokens, whose guesses are checked likewise."""
+    draft_tokens: Annotated[int, Field(ge=1, le=64)] = 4
+    """The most tokens that are guessed at once."""
     adapter_path: Annotated[str, Field(min_length=1)] | None = None
     """The directory of an adapter to begin with, or a name of `adapters`."""
     adapters: dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] = {}

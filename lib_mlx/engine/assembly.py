@@ -10,6 +10,7 @@ import mlx.core as mx
 from lib_mlx import memory
 from lib_mlx.engine import device
 from lib_mlx.engine.scheduler import Scheduler
+from lib_mlx.engine.speculating import speculation
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InsufficientMemory
 from lib_mlx.generation import PixelBounds
@@ -106,13 +107,14 @@ def new_media(
 
 
 def new_scheduler(
+    checkpoint: Checkpoint,
     weights: Weights,
     eos: frozenset[int],
     config: EngineConfig,
     store: PrefixStore | None,
     encoder: MediaEncoder | None,
 ) -> Scheduler:
-    """Return the lane of a model, with what `store` has kept. Engine thread only."""
+    """Return the lane of a model, with what `store` has kept. Engine thread only; raises as `speculation` does."""
     prefix_bytes = config.prefix_cache_bytes
     if prefix_bytes is None:
         prefix_bytes = min(_PREFIX_BYTES, memory.total_bytes() // 10)
@@ -128,6 +130,7 @@ def new_scheduler(
         prefix_bytes=prefix_bytes,
         kv_bytes=kv_bytes,
         encoder=encoder,
+        new_batch=speculation(checkpoint, weights, config),
     )
     if store is not None:
         store.load(scheduler.prefixes)

@@ -369,7 +369,7 @@ def load(
         media, encoder = new_media(checkpoint, tokenizer, loaded, config)
         pointing = open_pointing(checkpoint, tokenizer, loaded, media, encoder)
         eos = frozenset(tokenizer.wrapper.eos_token_ids)
-        scheduler = worker.run(new_scheduler, loaded, eos, config, store, encoder)
+        scheduler = worker.run(new_scheduler, checkpoint, loaded, eos, config, store, encoder)
         model = EngineModel(
             checkpoint,
             tokenizer,

@@ -53,6 +53,7 @@ class Scheduler:
         prefix_bytes: bound on what is kept of past requests.
         kv_bytes: bound on all caches, those of past requests included; None: as the machine's free memory allows.
         encoder: encodes images, if the network reads them.
+        new_batch: makes a generator of rows in the place of mlx-lm's.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Scheduler:
         prefix_bytes: int = 0,
         kv_bytes: int | None = None,
         encoder: MediaEncoder | None = None,
+        new_batch: Callable[[], SerialGenerator] | None = None,
     ) -> None:
         self.suspended = False
         self._encoder = encoder
@@ -82,6 +84,7 @@ class Scheduler:
         self._prefilling: dict[int, int] = {}  # by uid: prompt tokens to process, before the last
         self._jobs: dict[int, Job] = {}  # by uid, those given to the generator
         self._change: Callable[[], None] | None = None  # what waits till none of them is left
+        self._new_serial = new_batch or (None if cache.batchable else lambda: SerialGenerator(network))
         self._batch = self._new_batch()
 
     @property
@@ -135,7 +138,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Let go of the model and of all that was kept for it. The lane is of no use afterwards."""
-        self._network = self._batch = None
+        self._network = self._batch = self._new_serial = None
         self.prefixes.clear()
 
     def _step(self, out: list[tuple[EventStream, Batch]]) -> None:
@@ -384,8 +387,8 @@ class Scheduler:
         return [*self._jobs.values(), *self._waiting, *self._encoding]
 
     def _new_batch(self) -> Any:
-        if not self._kind.batchable:
-            return SerialGenerator(self._network)
+        if self._new_serial is not None:
+            return self._new_serial()
         return BatchGenerator(
             self._network,
             completion_batch_size=self._max_rows,

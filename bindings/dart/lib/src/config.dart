@@ -101,6 +101,9 @@ final class LoadConfig {
     this.memoryLimitBytes,
     this.prefixCacheBytes,
     this.prefixCachePath,
+    this.promptLookup,
+    this.draftModelPath,
+    this.draftTokens,
     this.adapterPath,
     this.adapters,
     this.generation,
@@ -155,6 +158,15 @@ final class LoadConfig {
   /// A directory that keeps them across restarts.
   final String? prefixCachePath;
 
+  /// Guess that what followed the last tokens before follows again, and check several at once; false by default.
+  final bool? promptLookup;
+
+  /// A smaller model with the same tokens, whose guesses are checked likewise.
+  final String? draftModelPath;
+
+  /// The most tokens that are guessed at once; 4 by default.
+  final int? draftTokens;
+
   /// The directory of an adapter to begin with, or a name of [adapters].
   final String? adapterPath;
 
@@ -188,6 +200,9 @@ final class LoadConfig {
         'memory_limit_bytes': memoryLimitBytes,
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
+        'prompt_lookup': promptLookup,
+        'draft_model_path': draftModelPath,
+        'draft_tokens': draftTokens,
         'adapter_path': adapterPath,
         'adapters': adapters,
         'generation': generation?.toJson(),
@@ -214,6 +229,9 @@ final class ServedModelConfig {
     this.memoryLimitBytes,
     this.prefixCacheBytes,
     this.prefixCachePath,
+    this.promptLookup,
+    this.draftModelPath,
+    this.draftTokens,
     this.adapterPath,
     this.adapters,
     this.generation,
@@ -243,6 +261,9 @@ final class ServedModelConfig {
   final int? memoryLimitBytes;
   final int? prefixCacheBytes;
   final String? prefixCachePath;
+  final bool? promptLookup;
+  final String? draftModelPath;
+  final int? draftTokens;
   final String? adapterPath;
   final Map<String, String>? adapters;
   final GenerationDefaults? generation;
@@ -266,6 +287,9 @@ final class ServedModelConfig {
         'memory_limit_bytes': memoryLimitBytes,
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
+        'prompt_lookup': promptLookup,
+        'draft_model_path': draftModelPath,
+        'draft_tokens': draftTokens,
         'adapter_path': adapterPath,
         'adapters': adapters,
         'generation': generation?.toJson(),

@@ -157,6 +157,8 @@ macro_rules! model_configuration {
                     model_id,
                     /// Branch, tag or commit of a Hugging Face repository.
                     revision,
+                    /// A smaller model with the same tokens, whose guesses are checked several at once.
+                    draft_model_path,
                     /// The directory of an adapter to begin with, or a name of `adapters`.
                     adapter_path,
                     /// A directory that keeps the prefix cache across restarts.
@@ -178,6 +180,10 @@ macro_rules! model_configuration {
                     memory_limit_bytes: u64,
                     /// The most bytes that are kept of past requests; 0 keeps nothing.
                     prefix_cache_bytes: u64,
+                    /// Guess that what followed the last tokens before follows again (false).
+                    prompt_lookup: bool,
+                    /// The most tokens that are guessed at once (4).
+                    draft_tokens: u32,
                     /// What requests get that leave it out.
                     generation: GenerationDefaults,
                     /// Load image and audio encoders at their first use (true).
