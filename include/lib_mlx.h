@@ -80,6 +80,13 @@ extern "C" {
  *     prefix_cache_bytes  integer: the most that is kept of past requests; 0 keeps nothing. By default 2 GiB or a
  *                       tenth of the machine's memory, whichever is less
  *     prefix_cache_path   string: a directory that keeps it across restarts
+ *     prompt_lookup     bool (false): guess that what followed the last tokens before follows again, and check several
+ *                       at once: the same answers, faster where they repeat the prompt; requests decode in turns
+ *     draft_model_path  string: a smaller model with the same tokens, whose guesses are checked likewise
+ *     draft_tokens      integer (4): the most tokens that are guessed at once, 64 at most
+ *     adapter_path      string: the directory of an adapter (LoRA, DoRA) to begin with, or a name of `adapters`
+ *     adapters          object: name -> directory of adapters that can take each other's place while the model serves:
+ *                       POST /v1/models/{id}/adapter {"name": "..."}, null for none
  *     generation        object: "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", which a
  *                       request gets that leaves them out; the checkpoint's own if not given
  *     wait              bool (true): false returns at once; poll lib_mlx_server_status() for progress

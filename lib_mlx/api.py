@@ -273,6 +273,18 @@ class Model:
         found = finished[-1].grounded.grounding
         return found if verifier is None else verified(found, picture, instruction, verifier.stream)
 
+    def adapters(self) -> tuple[str, ...]:
+        """Return the names of the adapters that the model was loaded with."""
+        return get_runtime().engine(self._handle).adapters.names
+
+    def set_adapter(self, name: str | None) -> None:
+        """Have another adapter from the next request on, or none. Blocks until the requests under way have ended.
+
+        Raises:
+            ModelNotFound, CorruptModel, UnsupportedFeature: there is none of that name, or it does not fit.
+        """
+        get_runtime().engine(self._handle).set_adapter(name)
+
     def start_server(self, **config: Any) -> Server:
         """Serve the model over HTTP; `config` is that of `ServerConfig`. Blocks until connections are accepted.
 

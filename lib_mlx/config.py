@@ -61,7 +61,9 @@ KeepAlive = Annotated[
 """Seconds; infinity is for ever."""
 
 
-class _Config(BaseModel):
+class Config(BaseModel):
+    """What all configurations have in common."""
+
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
@@ -75,7 +77,7 @@ class _Config(BaseModel):
     )
 
 
-class GenerationDefaults(_Config):
+class GenerationDefaults(Config):
     """What a request gets that leaves it out; before the checkpoint's own generation_config.json."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -92,7 +94,7 @@ class GenerationDefaults(_Config):
     """Over prompt and output; 1 is off."""
 
 
-class EngineConfig(_Config):
+class EngineConfig(Config):
     """How to run a model."""
 
     thinking_enabled: bool = True
@@ -123,6 +125,17 @@ class EngineConfig(_Config):
     default 256 MiB or a fiftieth of the machine's memory, whichever is less."""
     prefix_cache_path: Annotated[str, Field(min_length=1)] | None = None
     """A directory that keeps it across restarts; written when the model is unloaded."""
+    prompt_lookup: bool = False
+    """Guess that what followed the last tokens when they stood there before follows again, and check several tokens at
+    once: the answers are the same, faster where they repeat the prompt. Requests decode in turns."""
+    draft_model_path: Annotated[str, Field(min_length=1)] | None = None
+    """A smaller model with the same tokens, whose guesses are checked likewise."""
+    draft_tokens: Annotated[int, Field(ge=1, le=64)] = 4
+    """The most tokens that are guessed at once."""
+    adapter_path: Annotated[str, Field(min_length=1)] | None = None
+    """The directory of an adapter to begin with, or a name of `adapters`."""
+    adapters: dict[Annotated[str, Field(min_length=1)], Annotated[str, Field(min_length=1)]] = {}
+    """Directories of adapters by name, which can take each other's place while the model serves."""
     generation: GenerationDefaults | None = None
     """What requests get that leave it out."""
 
@@ -170,7 +183,7 @@ class ServedModel(EngineConfig):
     """Unload it after so long without a request; the server's `keep_alive` if not given."""
 
 
-class Profile(_Config):
+class Profile(Config):
     """Bounds of a request that names it in `profile`."""
 
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -179,7 +192,7 @@ class Profile(_Config):
     """Images are made smaller than this."""
 
 
-class ServerConfig(_Config):
+class ServerConfig(Config):
     """Where and how to serve one model, and others (`lib_mlx_start_server`, `Model.start_server`)."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
@@ -221,7 +234,7 @@ class ServerConfig(_Config):
     """Named bounds beside the built-in `fast`, `balanced` and `quality`, or in their place."""
 
 
-C = TypeVar("C", bound=_Config)
+C = TypeVar("C", bound=Config)
 
 
 def parse_config(kind: type[C], values: Mapping[str, Any] | bytes | str | None) -> C:
@@ -256,7 +269,7 @@ def _json_object(text: bytes | str) -> dict[str, Any]:
 
 
 def _invalid_argument(
-    kind: type[_Config], error: pydantic.ValidationError, values: Mapping[str, Any]
+    kind: type[Config], error: pydantic.ValidationError, values: Mapping[str, Any]
 ) -> InvalidArgument:
     first = error.errors(include_url=False, include_context=False)[0]
     key = _as_written(kind, ".".join(str(part) for part in first["loc"]), values)
@@ -270,7 +283,7 @@ def _invalid_argument(
     return InvalidArgument(f"Invalid value for {key!r}: {first['msg']}.", param=key)
 
 
-def _as_written(kind: type[_Config], key: str, values: Mapping[str, Any]) -> str:
+def _as_written(kind: type[Config], key: str, values: Mapping[str, Any]) -> str:
     """Return `key` in snake_case unless the caller wrote it otherwise; pydantic reports the camelCase alias."""
     if key in values:
         return key

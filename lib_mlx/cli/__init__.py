@@ -14,6 +14,7 @@ from lib_mlx.cli import (
     bundle,
     chat,
     config,
+    convert,
     doctor,
     evaluate,
     export,
@@ -25,6 +26,7 @@ from lib_mlx.cli import (
     run,
     serve,
     service,
+    train,
     units,
 )
 from lib_mlx.cli.errors import EXIT_CODES, exit_code
@@ -59,6 +61,10 @@ app.command("verify")(models.verify)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 app.command("openapi")(openapi.openapi)
+app.command("convert")(convert.convert)
+app.command("quantize")(convert.quantize)
+app.command("train")(train.train)
+app.command("fuse")(convert.fuse)
 app.command("bundle")(bundle.bundle)
 app.command("ground")(ground.ground)
 app.command("agent")(agent.agent)

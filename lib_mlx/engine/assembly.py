@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from lib_mlx import memory
-from lib_mlx.engine import blas
+from lib_mlx.engine import device
 from lib_mlx.engine.scheduler import Scheduler
+from lib_mlx.engine.speculating import speculation
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InsufficientMemory
 from lib_mlx.generation import PixelBounds
@@ -42,19 +44,20 @@ def new_weights(
     Raises:
         InsufficientMemory: the weights alone take more than `memory_limit_bytes`.
     """
-    blas_name = None
-    if mx.default_device() == mx.cpu:
-        # On the CPU, MLX compiles fused kernels by running g++ in a world-writable /tmp/mlx, through system(),
-        # which interrupts the host's system calls.
-        mx.disable_compile()
-        blas_name = blas.bind()
+    blas_name = device.set_up()
 
     def breathe() -> bool:
         get_worker().breathe()  # other models' streams go on meanwhile
         return cancelled()
 
     weights = load_weights(
-        checkpoint, progress, breathe, config.cpu_weights, config.kv_bits, lazy_encoders=config.lazy_encoders
+        checkpoint,
+        progress,
+        breathe,
+        config.cpu_weights,
+        config.kv_bits,
+        lazy_encoders=config.lazy_encoders,
+        adapter=adapter_of(config),
     )
     if config.memory_limit_bytes is not None and weights.nbytes >= config.memory_limit_bytes:
         raise InsufficientMemory(
@@ -65,13 +68,21 @@ def new_weights(
     return weights, blas_name
 
 
+def adapter_of(config: EngineConfig) -> Path | None:
+    """Return the directory of the adapter that a model begins with."""
+    named = config.adapter_path
+    return None if named is None else Path(config.adapters.get(named, named)).expanduser()
+
+
 def new_store(checkpoint: Checkpoint, weights: Weights, config: EngineConfig) -> PrefixStore | None:
     """Return what keeps prompts across restarts, if that is wanted; raises InvalidArgument as `open_store` does."""
     if config.prefix_cache_path is None:
         return None
     from lib_mlx.engine.prefix_store import open_store
 
-    return open_store(config.prefix_cache_path, checkpoint, weights.kind, weights.device, config.kv_bits)
+    adapter = adapter_of(config)
+    changed = adapter and [(file.name, file.stat().st_mtime_ns) for file in sorted(adapter.iterdir())]
+    return open_store(config.prefix_cache_path, checkpoint, weights.kind, weights.device, config.kv_bits, changed)
 
 
 def new_media(
@@ -96,13 +107,14 @@ def new_media(
 
 
 def new_scheduler(
+    checkpoint: Checkpoint,
     weights: Weights,
     eos: frozenset[int],
     config: EngineConfig,
     store: PrefixStore | None,
     encoder: MediaEncoder | None,
 ) -> Scheduler:
-    """Return the lane of a model, with what `store` has kept. Engine thread only."""
+    """Return the lane of a model, with what `store` has kept. Engine thread only; raises as `speculation` does."""
     prefix_bytes = config.prefix_cache_bytes
     if prefix_bytes is None:
         prefix_bytes = min(_PREFIX_BYTES, memory.total_bytes() // 10)
@@ -118,6 +130,7 @@ def new_scheduler(
         prefix_bytes=prefix_bytes,
         kv_bytes=kv_bytes,
         encoder=encoder,
+        new_batch=speculation(checkpoint, weights, config),
     )
     if store is not None:
         store.load(scheduler.prefixes)

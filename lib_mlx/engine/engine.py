@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lib_mlx import memory
 from lib_mlx.config import EngineConfig, GenerationDefaults
 from lib_mlx.engine import heap
+from lib_mlx.engine.adapter_switch import AdapterSwitch
 from lib_mlx.engine.assembly import new_media, new_scheduler, new_store, new_weights
 from lib_mlx.engine.embedding import CHUNK, Embedder
 from lib_mlx.engine.grounding import GroundingJob, PreparedGrounding
@@ -90,6 +91,7 @@ class EngineModel:
         self._scheduler = scheduler
         self._embedder = Embedder(weights.network, read_pooling(checkpoint.path))
         self._store = store
+        self.adapters = AdapterSwitch(weights.network, scheduler, config, self._forget_store)
         self._closed = self._released = False  # written by the engine thread alone
 
     @property
@@ -192,6 +194,19 @@ class EngineModel:
         job.cancel(error)
         get_worker().post(lambda: None)  # a suspended lane looks up only when it is woken
 
+    def set_adapter(self, name: str | None) -> None:
+        """Have another adapter from the next request on, or none. Blocks until the requests under way have ended.
+
+        A model that is suspended changes when it goes on.
+
+        Raises:
+            ModelNotFound: the model was not configured with one of that name, or its files are gone.
+            CorruptModel, UnsupportedFeature: it does not fit; the model has none then.
+            ShuttingDown: the model is being unloaded.
+        """
+        self._refuse_if_closed()
+        self.adapters.use(name)
+
     def embed(
         self, text: str | Sequence[int], *, truncate: bool = False, cancelled: Callable[[], bool] = lambda: False
     ) -> tuple[list[float], int]:
@@ -241,6 +256,10 @@ class EngineModel:
         while not get_worker().run(self._close):
             time.sleep(_UNWINDING_S)
 
+    def _forget_store(self) -> None:
+        """Keep nothing across restarts any more: the next load does not begin as the model is now."""
+        self._store = None
+
     def _close(self) -> bool:
         """Let go of everything; False if this was called from within the encoder, which has to end first."""
         if self._released:
@@ -256,6 +275,7 @@ class EngineModel:
                 return False
             self._encoder.close()
         self._released = True
+        self.adapters.close()
         if self._store is not None:
             self._store.save(self._scheduler.prefixes)
         for lane in self._lanes:
@@ -346,7 +366,7 @@ def load(
         media, encoder = new_media(checkpoint, tokenizer, loaded, config)
         pointing = open_pointing(checkpoint, tokenizer, loaded, media, encoder)
         eos = frozenset(tokenizer.wrapper.eos_token_ids)
-        scheduler = worker.run(new_scheduler, loaded, eos, config, store, encoder)
+        scheduler = worker.run(new_scheduler, checkpoint, loaded, eos, config, store, encoder)
         model = EngineModel(
             checkpoint,
             tokenizer,

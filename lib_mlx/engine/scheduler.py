@@ -27,7 +27,7 @@ from lib_mlx.models.upstream import BatchGenerator, StopSequences
 from lib_mlx.models.vision_network import RowState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.engine.media_encoder import EncodingJob, MediaEncoder
@@ -53,6 +53,7 @@ class Scheduler:
         prefix_bytes: bound on what is kept of past requests.
         kv_bytes: bound on all caches, those of past requests included; None: as the machine's free memory allows.
         encoder: encodes images, if the network reads them.
+        new_batch: makes a generator of rows in the place of mlx-lm's.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Scheduler:
         prefix_bytes: int = 0,
         kv_bytes: int | None = None,
         encoder: MediaEncoder | None = None,
+        new_batch: Callable[[], SerialGenerator] | None = None,
     ) -> None:
         self.suspended = False
         self._encoder = encoder
@@ -81,6 +83,8 @@ class Scheduler:
         self._turns: dict[str, int] = {}  # by client: when its last one was, or when it came
         self._prefilling: dict[int, int] = {}  # by uid: prompt tokens to process, before the last
         self._jobs: dict[int, Job] = {}  # by uid, those given to the generator
+        self._change: Callable[[], None] | None = None  # what waits till none of them is left
+        self._new_serial = new_batch or (None if cache.batchable else lambda: SerialGenerator(network))
         self._batch = self._new_batch()
 
     @property
@@ -88,7 +92,7 @@ class Scheduler:
         """Whether there is a request to advance, or one to end."""
         if self.suspended:
             return any(job.error for job in self._everyone())
-        return bool(self._jobs or self._waiting) or any(job.error for job in self._encoding)
+        return bool(self._jobs or self._waiting or self._change) or any(job.error for job in self._encoding)
 
     @property
     def waiting(self) -> int:
@@ -103,6 +107,13 @@ class Scheduler:
         """Take `job` in, to be prefilled when its turn comes."""
         self._waiting.append(job)
         self._turns.setdefault(job.request.client, self._turn)
+
+    def change(self, work: Callable[[], None]) -> None:
+        """Run `work`, which changes the network and must not raise, when the requests under way have ended.
+
+        Those that come meanwhile wait for it. What is kept of past requests is dropped.
+        """
+        self._change = work
 
     def fail_all(self, error: LibMlxError) -> None:
         """End every request with `error` at the next step."""
@@ -127,7 +138,7 @@ class Scheduler:
 
     def close(self) -> None:
         """Let go of the model and of all that was kept for it. The lane is of no use afterwards."""
-        self._network = self._batch = None
+        self._network = self._batch = self._new_serial = None
         self.prefixes.clear()
 
     def _step(self, out: list[tuple[EventStream, Batch]]) -> None:
@@ -136,7 +147,12 @@ class Scheduler:
         self._end_failed(out)
         if self.suspended:
             return
-        self._admit(out)
+        if self._change is not None and not self._jobs and not self._encoding:
+            work, self._change = self._change, None
+            self.prefixes.clear()
+            work()
+        if self._change is None:
+            self._admit(out)
         if not self._jobs:
             return
         prompts, tokens = self._next()
@@ -371,8 +387,8 @@ class Scheduler:
         return [*self._jobs.values(), *self._waiting, *self._encoding]
 
     def _new_batch(self) -> Any:
-        if not self._kind.batchable:
-            return SerialGenerator(self._network)
+        if self._new_serial is not None:
+            return self._new_serial()
         return BatchGenerator(
             self._network,
             completion_batch_size=self._max_rows,

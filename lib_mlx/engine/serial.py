@@ -45,7 +45,9 @@ class Token:
 
 
 @dataclass(eq=False)
-class _Row:
+class Row:
+    """One request."""
+
     uid: int
     segments: list[list[int]]
     """What is left of the prompt; the very last token makes the first one of the answer."""
@@ -72,7 +74,7 @@ class SerialGenerator:
     def __init__(self, network: Any) -> None:
         self.prefill_step_size = 512
         self._network = network
-        self._rows: dict[int, _Row] = {}
+        self._rows: dict[int, Row] = {}
         self._uids = itertools.count()
 
     @property
@@ -96,7 +98,7 @@ class SerialGenerator:
         for parts, limit, cache, tokens, sampler, processors, stop in rows:
             left = [list(part) for part in parts if part]
             last = left[-1].pop()
-            row = _Row(
+            row = Row(
                 next(self._uids),
                 [*(part for part in left if part), [last]],
                 sum(map(len, parts)),
@@ -127,7 +129,7 @@ class SerialGenerator:
         rows = [row for uid in uids if (row := self._rows.pop(uid, None))]
         return {row.uid: (row.cache, row.tokens) for row in rows} if return_prompt_caches else {}
 
-    def _prefill(self, row: _Row) -> PromptProgress:
+    def _prefill(self, row: Row) -> PromptProgress:
         if len(row.segments) == 1:
             self._compute(row, mx.array(row.segments.pop()))
             return PromptProgress(row.uid, (row.total, row.total), end_of_segment=True, end_of_prompt=True)
@@ -142,7 +144,7 @@ class SerialGenerator:
         progress = row.total - left, row.total
         return PromptProgress(row.uid, progress, end_of_segment=len(chunk) == len(segment), end_of_prompt=False)
 
-    def _decode(self, row: _Row, inputs: mx.array) -> Token:
+    def _decode(self, row: Row, inputs: mx.array) -> Token:
         logprobs = row.logprobs
         self._compute(row, inputs)
         token = row.tokens[-1]
@@ -153,7 +155,7 @@ class SerialGenerator:
         del self._rows[row.uid]
         return Token(row.uid, token, logprobs, reason, row.cache, row.tokens)
 
-    def _compute(self, row: _Row, inputs: mx.array) -> None:
+    def _compute(self, row: Row, inputs: mx.array) -> None:
         """Start computing the token after `inputs`, which joins the cache."""
         logits = self._network(inputs[None], cache=row.cache)[:, -1, :]
         if row.processors:

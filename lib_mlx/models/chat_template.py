@@ -45,6 +45,17 @@ def render_prompt(
     return list(_apply(tokenizer, messages, tools, tokenize=True, **variables))
 
 
+def render_turns(
+    tokenizer: LoadedTokenizer, messages: Sequence[Message], tools: Sequence[Tool], *, opened: bool
+) -> list[int]:
+    """Return the tokens of a conversation as it is, for training; with `opened` an assistant's turn begins at its end.
+
+    A turn without reasoning may have an empty block of it, which is the model's to write: so is learnt to leave it out.
+    Errors are those of `render_prompt`.
+    """
+    return list(_apply(tokenizer, messages, tools, tokenize=True, enable_thinking=True, add_generation_prompt=opened))
+
+
 def _refuse_reserved(template_kwargs: Mapping[str, Any]) -> None:
     if reserved := _RESERVED.intersection(template_kwargs):
         name = min(reserved)

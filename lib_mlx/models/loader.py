@@ -10,10 +10,11 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from lib_mlx.errors import CorruptModel, LibMlxError, LoadCancelled, UnsupportedModel
+from lib_mlx.errors import CorruptModel, LibMlxError, LoadCancelled, UnsupportedFeature, UnsupportedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import mlx.core as mx
     from mlx.nn.layers.base import Module
@@ -60,6 +61,7 @@ def load_weights(
     kv_bits: int | None = None,
     *,
     lazy_encoders: bool = True,
+    adapter: Path | None = None,
 ) -> Weights:
     """Map the weights and evaluate them, then run one token to see what comes out. Engine thread only.
 
@@ -70,6 +72,7 @@ def load_weights(
         cpu_weights: how to keep the weights where MLX runs on the CPU; see `LoadConfig`.
         kv_bits: quantise the cache's keys and values to so many bits.
         lazy_encoders: read the weights of encoders at their first use.
+        adapter: the directory of an adapter.
 
     Raises:
         UnsupportedFeature: the cache cannot be quantised.
@@ -83,6 +86,8 @@ def load_weights(
 
     try:
         network, vision = _load_network(checkpoint)
+        if adapter is not None:
+            _adapt(network, vision, adapter)
     except LibMlxError:
         raise
     except Exception as error:  # mlx-lm raises whatever Python raises for a checkpoint it cannot read
@@ -119,6 +124,16 @@ def _load_network(checkpoint: Checkpoint) -> tuple[Any, VisionNetwork | None]:
     from lib_mlx.models.upstream import load_model
 
     return load_model(checkpoint.path, lazy=True, trust_remote_code=checkpoint.trusted)[0], None
+
+
+def _adapt(network: Any, vision: VisionNetwork | None, adapter: Path) -> None:
+    from lib_mlx.models.adapters import load_adapter
+
+    if vision is not None:
+        raise UnsupportedFeature(
+            "Models with encoders take no adapters here.", hint="Leave adapter_path out.", param="adapter_path"
+        )
+    load_adapter(network, adapter)
 
 
 def _load_error(checkpoint: Checkpoint, error: Exception) -> LibMlxError:

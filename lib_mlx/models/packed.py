@@ -135,8 +135,7 @@ def pack(
         between: called before each layer with a matrix; what it raises ends the work.
     """
     library = cpu_library.load()
-    listed: Any = network.modules()  # type: ignore[no-untyped-call]
-    modules = list({id(module): module for module in listed}.values())
+    modules = _modules(network)
     layers = [module for module in modules if _has_packable_weight(module)]
     if library is None or not layers or not is_reached(library):
         return 0
@@ -154,6 +153,28 @@ def pack(
     for module in modules:
         packer.pack_whole(module)
     return done
+
+
+def separate(network: Module) -> None:
+    """Have modules that compute all of their parts in one call these again: a part has been replaced."""
+    for module in _modules(network):
+        if isinstance(module, WholeModule) and cast("Any", module).get("gate_proj") is not None:
+            whole = type(module)
+            module.__class__ = whole.__bases__[1]
+            object.__setattr__(module, "_whole", whole)
+
+
+def join(network: Module) -> None:
+    """Undo `separate`: the parts are back."""
+    for module in _modules(network):
+        whole = module.__dict__.pop("_whole", None)
+        if whole is not None:
+            module.__class__ = whole
+
+
+def _modules(network: Module) -> list[Any]:
+    listed: Any = network.modules()  # type: ignore[no-untyped-call]
+    return list({id(module): module for module in listed}.values())
 
 
 def is_packed(module: Module) -> bool:

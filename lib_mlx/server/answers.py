@@ -43,6 +43,10 @@ class ModelObject(TypedDict):
     stage: str
     """What the load is doing."""
     context_length: int | None
+    adapter: str | None
+    """The one in use."""
+    adapters: list[str]
+    """The names of those that may be used."""
     capabilities: list[str] | None
     """Of completion, vision, tools, thinking; null if that is not known yet."""
     memory_bytes: int

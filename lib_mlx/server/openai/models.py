@@ -29,6 +29,13 @@ class LoadRequest(WireModel):
     """False: answer at once with 202; `GET /v1/models/{id}` and `GET /v1/events` tell how the load goes."""
 
 
+class AdapterRequest(WireModel):
+    """The body of `POST /v1/models/{id}/adapter`."""
+
+    name: str | None
+    """One of the model's `adapters`; null: none."""
+
+
 async def list_models(request: Request) -> Response:
     """`GET /v1/models`: all that can be asked for, loaded or not."""
     registry = state_of(request).registry
@@ -57,6 +64,18 @@ async def load_model(request: Request) -> Response:
     else:
         await asyncio.to_thread(state.registry.preload, name)
     return JsonResponse(model_object(await _find(request)), 200 if body.wait else 202)
+
+
+@described(body=AdapterRequest)
+async def change_adapter(request: Request) -> Response:
+    """`POST /v1/models/{id}/adapter`: have another adapter, or none, from the next request on.
+
+    Answers when the requests under way have ended and the adapter is in place; the model is loaded if it is not.
+    """
+    body = await read_json(request, AdapterRequest)
+    async with state_of(request).sessions.lease(request.path_params["id"]) as kept:
+        await asyncio.to_thread(kept.lease.engine.set_adapter, body.name)
+    return JsonResponse(model_object(await _find(request)))
 
 
 async def unload_model(request: Request) -> Response:
@@ -98,6 +117,8 @@ def model_object(entry: ModelEntry, facts: ModelFacts | None = None) -> ModelObj
         "progress": entry.progress,
         "stage": entry.stage,
         "context_length": engine.context_length if engine else min(filter(None, lengths), default=None),
+        "adapter": engine.adapters.current if engine else entry.spec.config.adapter_path,
+        "adapters": list(entry.spec.config.adapters),
         "capabilities": None if known is None else list(known),
         "memory_bytes": entry.bytes,
         "requests": entry.busy,
@@ -112,6 +133,7 @@ def routes(prefix: str) -> list[Route]:
     return [
         Route(f"{prefix}/models", list_models, methods=["GET"]),
         Route(f"{prefix}/models/{{id:path}}/load", load_model, methods=["POST"]),
+        Route(f"{prefix}/models/{{id:path}}/adapter", change_adapter, methods=["POST"]),
         Route(f"{prefix}/models/{{id:path}}", retrieve_model, methods=["GET"]),
         Route(f"{prefix}/models/{{id:path}}", unload_model, methods=["DELETE"]),
     ]

@@ -101,6 +101,11 @@ final class LoadConfig {
     this.memoryLimitBytes,
     this.prefixCacheBytes,
     this.prefixCachePath,
+    this.promptLookup,
+    this.draftModelPath,
+    this.draftTokens,
+    this.adapterPath,
+    this.adapters,
     this.generation,
     this.minPixels,
     this.maxPixels,
@@ -153,6 +158,21 @@ final class LoadConfig {
   /// A directory that keeps them across restarts.
   final String? prefixCachePath;
 
+  /// Guess that what followed the last tokens before follows again, and check several at once; false by default.
+  final bool? promptLookup;
+
+  /// A smaller model with the same tokens, whose guesses are checked likewise.
+  final String? draftModelPath;
+
+  /// The most tokens that are guessed at once; 4 by default.
+  final int? draftTokens;
+
+  /// The directory of an adapter to begin with, or a name of [adapters].
+  final String? adapterPath;
+
+  /// Directories of adapters by name, which can take each other's place while the model serves.
+  final Map<String, String>? adapters;
+
   /// What requests get that leave it out.
   final GenerationDefaults? generation;
   /// Images are made larger than this before the model sees them.
@@ -180,6 +200,11 @@ final class LoadConfig {
         'memory_limit_bytes': memoryLimitBytes,
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
+        'prompt_lookup': promptLookup,
+        'draft_model_path': draftModelPath,
+        'draft_tokens': draftTokens,
+        'adapter_path': adapterPath,
+        'adapters': adapters,
         'generation': generation?.toJson(),
         'min_pixels': minPixels,
         'max_pixels': maxPixels,
@@ -204,6 +229,11 @@ final class ServedModelConfig {
     this.memoryLimitBytes,
     this.prefixCacheBytes,
     this.prefixCachePath,
+    this.promptLookup,
+    this.draftModelPath,
+    this.draftTokens,
+    this.adapterPath,
+    this.adapters,
     this.generation,
     this.minPixels,
     this.maxPixels,
@@ -231,6 +261,11 @@ final class ServedModelConfig {
   final int? memoryLimitBytes;
   final int? prefixCacheBytes;
   final String? prefixCachePath;
+  final bool? promptLookup;
+  final String? draftModelPath;
+  final int? draftTokens;
+  final String? adapterPath;
+  final Map<String, String>? adapters;
   final GenerationDefaults? generation;
   final bool? lazyEncoders;
   final int? minPixels;
@@ -252,6 +287,11 @@ final class ServedModelConfig {
         'memory_limit_bytes': memoryLimitBytes,
         'prefix_cache_bytes': prefixCacheBytes,
         'prefix_cache_path': prefixCachePath,
+        'prompt_lookup': promptLookup,
+        'draft_model_path': draftModelPath,
+        'draft_tokens': draftTokens,
+        'adapter_path': adapterPath,
+        'adapters': adapters,
         'generation': generation?.toJson(),
         'min_pixels': minPixels,
         'max_pixels': maxPixels,

@@ -157,6 +157,10 @@ macro_rules! model_configuration {
                     model_id,
                     /// Branch, tag or commit of a Hugging Face repository.
                     revision,
+                    /// A smaller model with the same tokens, whose guesses are checked several at once.
+                    draft_model_path,
+                    /// The directory of an adapter to begin with, or a name of `adapters`.
+                    adapter_path,
                     /// A directory that keeps the prefix cache across restarts.
                     prefix_cache_path,
                     $($(#[$text_doc])* $text,)*
@@ -176,6 +180,10 @@ macro_rules! model_configuration {
                     memory_limit_bytes: u64,
                     /// The most bytes that are kept of past requests; 0 keeps nothing.
                     prefix_cache_bytes: u64,
+                    /// Guess that what followed the last tokens before follows again (false).
+                    prompt_lookup: bool,
+                    /// The most tokens that are guessed at once (4).
+                    draft_tokens: u32,
                     /// What requests get that leave it out.
                     generation: GenerationDefaults,
                     /// Load image and audio encoders at their first use (true).
@@ -192,6 +200,13 @@ macro_rules! model_configuration {
         }
 
         impl $name {
+            /// An adapter that can take others' places while the model serves: its name and directory.
+            pub fn adapter(self, name: &str, directory: &str) -> Self {
+                let mut adapters = self.json["adapters"].clone();
+                adapters.set(name, directory);
+                self.set("adapters", adapters)
+            }
+
             /// A model directory, a `.gguf` file, or the name of a model in the store or the Hugging Face cache.
             pub fn new(model_path: impl Into<String>) -> Self {
                 Self { json: Json::object() }.set("model_path", model_path.into())

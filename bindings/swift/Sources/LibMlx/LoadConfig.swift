@@ -34,6 +34,16 @@ public struct LoadConfig: Codable, Hashable, Sendable {
     public var prefixCacheBytes: Int?
     /// A directory that keeps them across restarts.
     public var prefixCachePath: String?
+    /// Guess that what followed the last tokens before follows again, and check several at once; false by default.
+    public var promptLookup: Bool?
+    /// A smaller model with the same tokens, whose guesses are checked likewise.
+    public var draftModelPath: String?
+    /// The most tokens that are guessed at once; 4 by default.
+    public var draftTokens: Int?
+    /// The directory of an adapter to begin with, or a name of ``adapters``.
+    public var adapterPath: String?
+    /// Directories of adapters by name, which can take each other's place while the model serves.
+    public var adapters: [String: String]?
     /// What requests get that leave it out.
     public var generation: GenerationDefaults?
     /// Images are made larger than this before the model sees them.

@@ -62,6 +62,11 @@ public struct ServedModelConfig: Codable, Hashable, Sendable {
     public var memoryLimitBytes: Int?
     public var prefixCacheBytes: Int?
     public var prefixCachePath: String?
+    public var promptLookup: Bool?
+    public var draftModelPath: String?
+    public var draftTokens: Int?
+    public var adapterPath: String?
+    public var adapters: [String: String]?
     public var generation: GenerationDefaults?
     public var lazyEncoders: Bool?
     public var minPixels: Int?

@@ -1,0 +1,1 @@
+"""Making models smaller, or readable here: other types, other formats."""

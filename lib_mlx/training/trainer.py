@@ -1,0 +1,289 @@
+"""Fine-tuning from the first step to the last, or from a checkpoint on."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, cast
+
+from lib_mlx.engine.worker import get_worker
+from lib_mlx.errors import InvalidArgument
+from lib_mlx.models import store
+from lib_mlx.models.checkpoint import inspect
+from lib_mlx.models.disk import room_on
+from lib_mlx.training.progress import History, Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lib_mlx.training.config import TrainConfig
+    from lib_mlx.training.examples import Example, Examples
+    from lib_mlx.training.network import TrainedNetwork
+
+_FREE = ("output_path", "steps", "patience", "save_every", "validate_every")  # what a continuation may change
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is."""
+
+    step: int
+    steps: int
+    loss: float
+    """Of the last step."""
+    validation_loss: float | None
+    """Of the last validation; None before the first."""
+    tokens_per_second: float
+    eta_s: float
+    memory_bytes: int
+    """The most that MLX has had so far."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What has become of a training."""
+
+    path: Path
+    """The adapter's directory."""
+    step: int
+    """The last one."""
+    loss: float
+    best_validation_loss: float | None
+    ended: str
+    """"done", "stopped early" or "interrupted"."""
+    cut: tuple[str, ...]
+    """Which examples were too long."""
+
+
+def train(
+    config: TrainConfig,
+    progress: Callable[[Progress], None] = lambda _: None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> TrainResult:
+    """Fine-tune a model; blocks. Steps run on the engine thread, between those of models that serve.
+
+    What is in `output_path` already is gone on with, bit for bit as if it had not been interrupted. The adapter kept is
+    the one with the best validation, or without any the last.
+
+    Args:
+        config: what to do.
+        progress: told after each step.
+        cancelled: asked after each step; the training can be gone on with later.
+
+    Raises:
+        InvalidArgument: the examples are wrong, or what is to be gone on with was told otherwise.
+        LibMlxError: the model is not there or cannot be trained, or does not fit.
+    """
+    from lib_mlx.models.loader import load_tokenizer
+    from lib_mlx.training.examples import read_examples
+
+    checkpoint = inspect(store.resolve(config.model_path), trust_remote_code=config.trust_remote_code)
+    worker = get_worker()
+    worker.run(importlib.import_module, "lib_mlx.training.network")  # see engine.loading
+    from lib_mlx.training.network import TrainedNetwork
+
+    tokenizer = load_tokenizer(checkpoint)
+    examples = read_examples(config, tokenizer, int(tokenizer.wrapper.eos_token_id))
+    folder = Path(config.output_path).expanduser()
+    with room_on(folder):
+        network = worker.run(TrainedNetwork, checkpoint, config)
+        training = _Training(config, folder, network, examples)
+        try:
+            return training.run(progress, cancelled)
+        finally:
+            worker.run(training.close)
+
+
+class _Training:
+    def __init__(self, config: TrainConfig, folder: Path, network: TrainedNetwork, examples: Examples) -> None:
+        self._config = config
+        self._folder = folder
+        self._held = [network]
+        self._examples = examples
+        self._batches = Batches(examples.train, config.batch_size, config.seed)
+        self._history = History(folder)
+        self._step = 0
+        self._best = math.inf
+        self._bad = 0  # validations since the best
+
+    def close(self) -> None:
+        """Free the network. Engine thread."""
+        self._held.clear()
+
+    @property
+    def network(self) -> TrainedNetwork:
+        """What is trained."""
+        return self._held[0]
+
+    def run(self, progress: Callable[[Progress], None], cancelled: Callable[[], bool]) -> TrainResult:
+        """Go from where the folder is to the end."""
+        config, worker = self._config, get_worker()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        worker.run(self._restore)
+        if not self._history.rows and self._examples.valid:
+            self._validated(worker.run(self._validate), 0)
+        ended, begun, first = "done", time.monotonic(), self._step
+        while self._step < config.steps and ended == "done":
+            row = self._advance()
+            spent = time.monotonic() - begun
+            eta = spent / (self._step - first) * (config.steps - self._step)
+            progress(
+                Progress(
+                    self._step,
+                    config.steps,
+                    row.loss,
+                    self._history.last_validation,
+                    row.tokens_per_second,
+                    eta,
+                    row.memory_bytes,
+                )
+            )
+            if config.patience is not None and self._bad >= config.patience:
+                ended = "stopped early"
+            elif cancelled():
+                ended = "interrupted"
+        worker.run(self._save)
+        best = None if self._best == math.inf else self._best
+        return TrainResult(self._folder, self._step, self._history.last_loss, best, ended, tuple(self._examples.cut))
+
+    def _advance(self) -> Row:
+        """Do one step, and what is due after it."""
+        config, worker = self._config, get_worker()
+        first = self._step * config.accumulation
+        batches = [self._batches[first + index] for index in range(config.accumulation)]
+        begun = time.monotonic()
+        loss, tokens = worker.run(self.network.update, self._step + 1, batches)
+        self._step += 1
+        rate = worker.run(lambda: self.network.learning_rate)
+        row = Row(self._step, loss, rate, tokens / (time.monotonic() - begun), _memory())
+        self._history.add(row)
+        last = self._step == config.steps
+        if self._examples.valid and (last or self._step % config.validate_every == 0):
+            self._validated(worker.run(self._validate), self._step)
+        if self._step % config.save_every == 0:
+            worker.run(self._save)
+        return row
+
+    def _validate(self) -> float:
+        total, count, size = 0.0, 0, self._config.batch_size
+        for begin in range(0, len(self._examples.valid), size):
+            loss, tokens = self.network.loss(self._examples.valid[begin : begin + size])
+            total, count = total + loss * tokens, count + tokens
+        return total / count
+
+    def _validated(self, loss: float, step: int) -> None:
+        self._history.validated(step, loss)
+        if loss < self._best:
+            self._best, self._bad = loss, 0
+            if step:
+                get_worker().run(self._keep)
+        else:
+            self._bad += 1
+
+    # Files
+
+    def _keep(self) -> None:
+        """Write the adapter as it is."""
+        from lib_mlx.models.adapters import CONFIG, WEIGHTS
+
+        _save_arrays(self._folder / WEIGHTS, self.network.weights(), {})
+        text = json.dumps({**self.network.shape.to_json(), "model": self._config.model_path}, indent=2)
+        _write(self._folder / CONFIG, text)
+
+    def _save(self) -> None:
+        """Write what a continuation needs, the history, and without validations the adapter."""
+        if not self._examples.valid or not (self._folder / "adapters.safetensors").exists():
+            self._keep()
+        state = {
+            "step": self._step,
+            "best": None if self._best == math.inf else self._best,
+            "bad": self._bad,
+            "config": self._config.model_dump(mode="json"),
+        }
+        _save_arrays(self._folder / "checkpoint.safetensors", self.network.state(), {"training": json.dumps(state)})
+        self._history.save()
+
+    def _restore(self) -> None:
+        """Go on from the folder's checkpoint, if there is one."""
+        import mlx.core as mx
+
+        file = self._folder / "checkpoint.safetensors"
+        if not file.is_file():
+            return
+        arrays, metadata = cast("Any", mx.load(str(file), return_metadata=True))
+        state = json.loads(metadata["training"])
+        self._refuse_other(state["config"])
+        self.network.restore(arrays)
+        self._step, self._bad = state["step"], state["bad"]
+        self._best = math.inf if state["best"] is None else state["best"]
+        self._history.load(self._step)
+
+    def _refuse_other(self, before: dict[str, Any]) -> None:
+        now = self._config.model_dump(mode="json")
+        for key in now:
+            if key not in _FREE and now[key] != before.get(key):
+                raise InvalidArgument(
+                    f"The training in {self._folder} has {key} = {before.get(key)!r}, not {now[key]!r}.",
+                    hint="Go on with the same, or choose another output_path.",
+                    param=key,
+                )
+
+
+class Batches:
+    """Batches without end, the n-th of which depends on the seed and n alone. Examples of one length go together."""
+
+    def __init__(self, examples: list[Example], size: int, seed: int) -> None:
+        if len(examples) < size:
+            raise InvalidArgument(
+                f"There are {len(examples)} examples to learn from, fewer than a batch of {size}.",
+                hint="Give more, or a smaller batch_size.",
+                param="batch_size",
+            )
+        ordered = sorted(examples, key=lambda example: len(example.tokens))
+        self._batches = [ordered[at : at + size] for at in range(0, len(ordered) - size + 1, size)]
+        self._seed = seed
+        self._epoch: tuple[int, list[int]] = (-1, [])
+
+    def __getitem__(self, number: int) -> list[Example]:
+        """Return a batch; all come once in each round."""
+        epoch, place = divmod(number, len(self._batches))
+        if self._epoch[0] != epoch:
+            order = list(range(len(self._batches)))
+            Random(f"{self._seed} {epoch}").shuffle(order)  # noqa: S311 - not a secret
+            self._epoch = (epoch, order)
+        return self._batches[self._epoch[1][place]]
+
+
+def _memory() -> int:
+    import mlx.core as mx
+
+    return int(get_worker().run(mx.get_peak_memory))
+
+
+def _save_arrays(path: Path, arrays: dict[str, Any], metadata: dict[str, str]) -> None:
+    import mlx.core as mx
+
+    with _staged(path) as staged:
+        mx.save_safetensors(str(staged), arrays, metadata)
+
+
+def _write(path: Path, text: str) -> None:
+    with _staged(path) as staged:
+        staged.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _staged(path: Path) -> Iterator[Path]:
+    """Give a file to write, which takes its place whole or not at all."""
+    staged = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield staged
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)

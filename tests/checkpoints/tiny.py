@@ -1,0 +1,69 @@
+"""A checkpoint small enough to be trained in a test: random weights, the tokenizer of the crafted ones."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from tests.checkpoints.build import build
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+{{ tools | tojson }}<|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}
+{%- for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+_HIDDEN, _HEADS, _KV_HEADS, _WIDTH, _LAYERS = 64, 4, 2, 128, 2
+
+
+def build_tiny(path: Path, seed: int = 0) -> Path:
+    """Write a llama of two layers to the directory `path`; return `path`."""
+    build(path)
+    config = json.loads((path / "config.json").read_text())
+    config |= {
+        "hidden_size": _HIDDEN,
+        "intermediate_size": _WIDTH,
+        "num_hidden_layers": _LAYERS,
+        "num_attention_heads": _HEADS,
+        "num_key_value_heads": _KV_HEADS,
+        "head_dim": _HIDDEN // _HEADS,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "rope_theta": 10000.0,
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    tokenizer = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"chat_template": _TEMPLATE}))
+    random = np.random.default_rng(seed)
+    weights = {
+        "model.embed_tokens.weight": random.normal(0, 0.3, (config["vocab_size"], _HIDDEN)),
+        "model.norm.weight": np.ones(_HIDDEN),
+    }
+    narrow = _HIDDEN // _HEADS * _KV_HEADS
+    shapes = {
+        "self_attn.q_proj": (_HIDDEN, _HIDDEN),
+        "self_attn.k_proj": (narrow, _HIDDEN),
+        "self_attn.v_proj": (narrow, _HIDDEN),
+        "self_attn.o_proj": (_HIDDEN, _HIDDEN),
+        "mlp.gate_proj": (_WIDTH, _HIDDEN),
+        "mlp.up_proj": (_WIDTH, _HIDDEN),
+        "mlp.down_proj": (_HIDDEN, _WIDTH),
+    }
+    for layer in range(_LAYERS):
+        for name, shape in shapes.items():
+            weights[f"model.layers.{layer}.{name}.weight"] = random.normal(0, 0.05, shape)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            weights[f"model.layers.{layer}.{name}.weight"] = np.ones(_HIDDEN)
+    arrays = {name: array.astype(np.float32) for name, array in weights.items()}
+    save_file(arrays, path / "model.safetensors", metadata={"format": "pt"})
+    return path

@@ -1,0 +1,116 @@
+"""`lib-mlx train`, `fuse`, `quantize`, `convert`, `eval`: models from models, as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.checkpoints.tiny import build_tiny
+from tests.training.conftest import CODES, write_jsonl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights."""
+    return build_tiny(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a command in the test's folder."""
+
+    def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "lib_mlx", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Examples."""
+    return write_jsonl(
+        tmp_path / "data.jsonl", [{"prompt": key, "completion": code} for key, code in CODES.items()] * 4
+    )
+
+
+def test_train_and_fuse(
+    run: Callable[..., subprocess.CompletedProcess[str]], tiny: Path, data: Path, tmp_path: Path
+) -> None:
+    """Progress and figures on stderr, the folder on stdout; the adapter goes into a model that runs."""
+    done = run("train", tiny, "--data", data, "--output", "out", "--steps", 8, "--rank", 4, "--max-tokens", 27)
+    assert done.stdout.strip() == "out"
+    assert re.search(
+        r"step 8 of 8  loss \d+\.\d{3}  validation \d+\.\d{3}  \d+ tokens/s  \d+ MB  0 s left", done.stderr
+    )
+    assert "cut to 27" in done.stderr
+    assert "done after 8 steps" in done.stderr
+    assert (tmp_path / "out" / "loss.svg").is_file()
+    fused = run("fuse", tiny, "out", "fused", "--quiet").stdout.strip()
+    assert (tmp_path / fused / "model.safetensors").is_file()
+    assert run("run", fused, "red", "-n", 2).returncode == 0
+
+
+def test_ctrl_c_saves(tiny: Path, data: Path, tmp_path: Path) -> None:
+    """The first Ctrl-C ends it with what was learnt, from where the same command goes on."""
+    command = [sys.executable, "-m", "lib_mlx", "train", tiny, "--data", data, "--output", "out", "--steps", "4000"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment) as training:
+        assert training.stderr is not None
+        training.stderr.readline()
+        training.send_signal(signal.SIGINT)
+        rest = training.stderr.read()
+        assert training.wait(30) == 130
+    assert "interrupted after" in rest
+    reached = int(re.findall(r"interrupted after (\d+) steps", rest)[0])
+    assert len((tmp_path / "out" / "loss.csv").read_text().splitlines()) == reached + 1
+    assert (tmp_path / "out" / "adapters.safetensors").is_file()
+
+
+def test_quantize_and_measure(run: Callable[..., subprocess.CompletedProcess[str]], tiny: Path, tmp_path: Path) -> None:
+    """Sizes before and after, then what it has cost: as a table, and as JSON."""
+    done = run("quantize", tiny, "small")
+    assert re.search(r"[\d.]+ MB became [\d.]+ MB", done.stderr)
+    assert done.stdout.strip() == str(tmp_path / "small")
+    run("convert", tiny, "half", "--dtype", "bfloat16", "--quiet")
+    text = tmp_path / "text.txt"
+    text.write_text("A text to be predicted. " * 10)
+    table = run("eval", "kl", "small", "half", "--reference", tiny, "--text", text).stdout.splitlines()
+    assert [line.split()[0] for line in table[1:]] == ["small", "half", str(tiny)]
+    told = json.loads(run("eval", "perplexity", "small", tiny, "--text", text, "--json").stdout)
+    assert set(told) == {"small", str(tiny)}
+    assert all(found["perplexity"] > 1 for found in told.values())
+
+
+def test_what_is_wrong(run: Callable[..., subprocess.CompletedProcess[str]], tiny: Path, tmp_path: Path) -> None:
+    """A wrong line, a wrong option and a place that is taken are errors with a fix, not tracebacks."""
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "x"}\n')
+    failed = run("train", tiny, "--data", "bad.jsonl", "--output", "out", code=1)
+    assert "bad.jsonl:1: neither text" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "method" in run("train", tiny, "--data", "bad.jsonl", "--output", "out", "--method", "magic", code=1).stderr
+    (tmp_path / "taken").mkdir()
+    assert "taken exists already" in run("quantize", tiny, "taken", code=1).stderr
+    assert "contradict" not in run("quantize", tiny, "new", "--bits", 7, code=1).stderr

@@ -1,0 +1,161 @@
+"""Training: it learns, it goes on after anything as if nothing had been, and what it writes is used by others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
+
+import pytest
+from safetensors.numpy import load_file
+
+from lib_mlx.errors import InvalidArgument, UnsupportedFeature
+from lib_mlx.training.trainer import Batches, train
+from tests.training.conftest import write_jsonl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lib_mlx.training.config import TrainConfig
+    from lib_mlx.training.trainer import Progress
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_it_learns(config: Callable[..., TrainConfig]) -> None:
+    """The loss of what was not shown falls to nearly nothing; files tell of it."""
+    steps: list[Progress] = []
+    told = config(steps=240, validate_every=80, warmup=10, schedule="cosine", learning_rate=3e-3)
+    result = train(told, steps.append)
+    assert (result.ended, result.step, len(steps)) == ("done", 240, 240)
+    assert result.best_validation_loss is not None
+    assert result.best_validation_loss < 0.1
+    assert steps[0].loss > 3
+    assert steps[-1].eta_s == 0
+    assert all(step.tokens_per_second > 0 and step.memory_bytes > 0 for step in steps)
+    rows = (result.path / "loss.csv").read_text().splitlines()
+    assert len(rows) == 241
+    assert [line.split(",")[0] for line in (result.path / "validation.csv").read_text().splitlines()] == [
+        "step",
+        "0",
+        "80",
+        "160",
+        "240",
+    ]
+    assert "step 240" in "".join(ET.fromstring((result.path / "loss.svg").read_text()).itertext())
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_adapters(config: Callable[..., TrainConfig], tiny: Path, method: str) -> None:
+    """An adapter alone is trained, of the last layers if so told; the model's own files stay as they were."""
+    before = (tiny / "model.safetensors").read_bytes()
+    result = train(config(method=method, steps=30, layers=1, rank=4, dropout=0.1))
+    weights = load_file(result.path / "adapters.safetensors")
+    assert {name.split(".")[2] for name in weights} == {"1"}
+    assert {name.rpartition(".")[2] for name in weights} == {"lora_a", "lora_b"} | (
+        {"m"} if method == "dora" else set()
+    )
+    assert any(array.any() for name, array in weights.items() if name.endswith("lora_b"))
+    assert json.loads((result.path / "adapter_config.json").read_text())["fine_tune_type"] == method
+    assert (tiny / "model.safetensors").read_bytes() == before
+
+
+def test_going_on_is_the_same_as_never_stopping(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Interrupted anywhere, with dropout and a schedule, the weights and the losses are the same bit for bit."""
+    told = {"method": "lora", "dropout": 0.2, "schedule": "linear", "accumulation": 2, "batch_size": 4, "steps": 20}
+    whole = train(config(**told, output_path=str(tmp_path / "whole"), validate_every=6))
+    seen: list[Progress] = []
+    again = config(**told, output_path=str(tmp_path / "parts"), validate_every=6, save_every=5)
+    first = train(again, seen.append, lambda: len(seen) == 7)
+    assert (first.ended, first.step) == ("interrupted", 7)
+    second = train(again)
+    assert (second.ended, second.step) == ("done", 20)
+    for name in ("adapters.safetensors", "checkpoint.safetensors"):
+        ours, theirs = load_file(whole.path / name), load_file(second.path / name)
+        assert set(ours) == set(theirs)
+        assert all((ours[key] == theirs[key]).all() for key in ours)
+    losses = [
+        [line.split(",")[1] for line in (path / "loss.csv").read_text().splitlines()]
+        for path in (whole.path, second.path)
+    ]
+    assert losses[0] == losses[1]
+    assert whole.best_validation_loss == second.best_validation_loss
+
+
+RUN = """
+import json, sys
+from lib_mlx.config import parse_config
+from lib_mlx.training.config import TrainConfig
+from lib_mlx.training.trainer import train
+train(parse_config(TrainConfig, json.loads(sys.argv[1])), lambda progress: print(progress.step, flush=True))
+"""
+
+
+def test_going_on_after_a_kill(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """What a killed process wrote last is gone on with, to the same end."""
+    told = config(steps=30, save_every=4, output_path=str(tmp_path / "killed"))
+    command = [sys.executable, "-c", RUN, told.model_dump_json()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        while int(process.stdout.readline()) < 10:
+            pass
+        process.send_signal(signal.SIGKILL)
+    assert not list((tmp_path / "killed").glob(".*tmp*")) or (tmp_path / "killed/checkpoint.safetensors").exists()
+    seen: list[Progress] = []
+    killed = train(told, seen.append)
+    assert 4 < seen[0].step <= 30
+    whole = train(config(steps=30, output_path=str(tmp_path / "whole")))
+    ours, theirs = (load_file(one.path / "checkpoint.safetensors") for one in (killed, whole))
+    assert all((ours[key] == theirs[key]).all() for key in theirs)
+
+
+def test_early_stop(config: Callable[..., TrainConfig]) -> None:
+    """Without a better validation for so long it ends, and the best adapter is the one kept."""
+    result = train(config(method="lora", learning_rate=5.0, steps=60, validate_every=2, patience=3))
+    assert result.ended == "stopped early"
+    assert result.step < 60
+
+
+def test_what_cannot_be_gone_on_with(config: Callable[..., TrainConfig]) -> None:
+    """Other settings in the same folder are refused by name; more steps are not."""
+    train(config(steps=2))
+    with pytest.raises(InvalidArgument, match="batch_size = 8, not 4"):
+        train(config(steps=2, batch_size=4))
+    assert train(config(steps=3)).step == 3
+
+
+def test_what_cannot_be_trained(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """More layers than there are, and fewer examples than a batch, are told."""
+    with pytest.raises(UnsupportedFeature, match="2 layers, not 3"):
+        train(config(method="lora", layers=3))
+    few = write_jsonl(tmp_path / "few.jsonl", [{"text": "one"}])
+    with pytest.raises(InvalidArgument, match="1 examples"):
+        train(config(data_path=str(few)))
+
+
+def test_batches_come_in_rounds() -> None:
+    """Each batch comes once in a round, in an order of the round's own that only the seed decides."""
+    from lib_mlx.training.examples import Example
+
+    examples = [Example((1,) * length, ((0, length),)) for length in range(2, 14)]
+    batches, same, other = Batches(examples, 3, 1), Batches(examples, 3, 1), Batches(examples, 3, 2)
+    rounds = [[len(batches[4 * turn + place][0].tokens) for place in range(4)] for turn in range(6)]
+    assert all(sorted(turn) == [2, 5, 8, 11] for turn in rounds)
+    assert len({tuple(turn) for turn in rounds}) > 1
+    assert same[17] == batches[17]
+    assert [other[number] for number in range(24)] != [batches[number] for number in range(24)]
+
+
+def test_a_speed_is_told_early(config: Callable[..., TrainConfig]) -> None:
+    """The first step tells how long it will take."""
+    told: list[Progress] = []
+    begun = time.monotonic()
+    train(config(steps=50), told.append, lambda: len(told) == 5)
+    assert 0 < told[0].eta_s < 100 * (time.monotonic() - begun)
