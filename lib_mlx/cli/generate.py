@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lib_mlx.api import Model
     from lib_mlx.generation import GenerationEvent, SamplingParams
 
+# What a terminal obeys: of a model's text, lines and tabs alone are followed.
+_CONTROLS = str.maketrans(dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)]))
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _POLL_S = 0.05
 
@@ -69,17 +71,20 @@ class Printer:
                     case TextDelta(piece):
                         self._end_reasoning()
                         self.text += piece
-                        self._write(piece)
+                        self._write(self._plain(piece))
                     case ReasoningDelta(piece):
                         self._reason(piece)
                     case ToolCallDelta():
                         self._end_reasoning()
-                        self._write(f"{event.name}({event.arguments})\n")
+                        self._write(self._plain(f"{event.name}({event.arguments})\n"))
                     case Finished():
                         return event
         finally:
             self._end_reasoning()
         return None
+
+    def _plain(self, text: str) -> str:
+        return text.translate(_CONTROLS) if self._terminal else text
 
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
@@ -93,7 +98,7 @@ class Printer:
         if not self._reasoning:
             self._write(_DIM)
             self._reasoning = True
-        self._write(piece)
+        self._write(self._plain(piece))
 
     def _end_reasoning(self) -> None:
         if self._reasoning:

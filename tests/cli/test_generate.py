@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lib_mlx.cli.generate import Printer
+from lib_mlx.generation import TextDelta
 from tests.checkpoints import SCRIPTS
 from tests.fixtures import GUI
 from tests.models.vision import PLAIN, plain_case
@@ -192,3 +194,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(chat: Terminal) -> None:
     chat.send("hello\n")
     assert SCRIPTS["hello"].text() in chat.expect(">>> ")
     assert chat.process.poll() is None
+
+
+def test_a_terminal_is_not_the_models(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What would move the cursor or change the title does not reach a terminal; elsewhere the text is as it is."""
+    said = "a\x1b]0;title\x07b\x9b2Jc\td\n"
+    for terminal, expected in ((True, "a]0;titleb2Jc\td\n"), (False, said)):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
+        printer = Printer()
+        printer.show([TextDelta(said)])
+        assert capsys.readouterr().out == expected
+        assert printer.text == said
