@@ -7,7 +7,7 @@ A dialect (or the Python API) turns its input into a `GenerationRequest`; the en
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
+MediaKind = Literal["image", "audio"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,31 @@ class Image:
     param: str = "images"
     """The field it came from, for errors."""
 
+    @property
+    def kind(self) -> MediaKind:
+        """What chat templates call it."""
+        return "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A recording in a message."""
+
+    source: bytes = field(repr=False)
+    """A file's content (WAV, MP3, FLAC or Ogg Vorbis)."""
+    format: str | None = None
+    """What its sender says that it is: "wav", "mp3", "flac" or "ogg"; None: nothing."""
+    param: str = "audio"
+    """The field it came from, for errors."""
+
+    @property
+    def kind(self) -> MediaKind:
+        """What chat templates call it."""
+        return "audio"
+
+
+Attachment: TypeAlias = "Image | Sound"
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -60,7 +86,7 @@ class Message:
     role: Role
     content: str = ""
     """Its text."""
-    parts: tuple[str | Image, ...] = ()
+    parts: tuple[str | Attachment, ...] = ()
     """All that it holds, in order, if that is more than text."""
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -167,9 +193,9 @@ class GenerationRequest:
     """For models that point at things; None: the defaults."""
 
     @property
-    def images(self) -> list[Image]:
-        """All pictures of the conversation, in order."""
-        return [part for message in self.messages for part in message.parts if isinstance(part, Image)]
+    def attachments(self) -> list[Attachment]:
+        """All that the conversation holds beside text, in order."""
+        return [part for message in self.messages for part in message.parts if not isinstance(part, str)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,10 @@ import copy
 import importlib.util
 import os
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lib_mlx.errors import CorruptModel, LibMlxError, UnsupportedModel
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import mlx.core as mx
+    from numpy.typing import NDArray
 
     from lib_mlx.models.checkpoint import Checkpoint
 
@@ -178,7 +182,17 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     """
     from mlx_vlm import utils
 
-    # Without these answers the checkpoint's own code would be run, and the network asked for missing files.
-    return utils.load_processor(
-        checkpoint.path, add_detokenizer=False, trust_remote_code=checkpoint.trusted, local_files_only=True
-    )
+    with warnings.catch_warnings():  # of what a checkpoint's author has chosen
+        warnings.simplefilter("ignore")
+        # Without these answers the checkpoint's own code would be run, and the network asked for missing files.
+        return utils.load_processor(
+            checkpoint.path, add_detokenizer=False, trust_remote_code=checkpoint.trusted, local_files_only=True
+        )
+
+
+def resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
+    """Return `samples` at another rate, as mlx-vlm does it: by mlx-audio's filter."""
+    with _unchanged_environment():
+        from mlx_audio.resample import resample_audio_array
+
+    return np.asarray(resample_audio_array(samples, rate, wanted), np.float32)

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
+from lib_mlx.generation import Sound
 from lib_mlx.models.fetch import tls_context
 
 if TYPE_CHECKING:
     from lib_mlx.config import ServerConfig
-    from lib_mlx.generation import GenerationRequest, Image, Message
+    from lib_mlx.generation import Attachment, GenerationRequest, Message
 
 MAX_BYTES = 32 << 20
 TIME_S = 15.0
@@ -52,16 +53,16 @@ class ImageFetcher:
             UnsupportedFeature: such URLs are not read here.
             InvalidArgument: the image cannot be had.
         """
-        if all(isinstance(image.source, bytes) for image in request.images):
+        if all(isinstance(one.source, bytes) for one in request.attachments):
             return request
         return replace(request, messages=tuple([await self._message(message) for message in request.messages]))
 
     async def _message(self, message: Message) -> Message:
-        parts = [part if isinstance(part, str) else await self._image(part) for part in message.parts]
+        parts = [part if isinstance(part, str) else await self._fetched(part) for part in message.parts]
         return replace(message, parts=tuple(parts))
 
-    async def _image(self, image: Image) -> Image:
-        if isinstance(image.source, bytes):
+    async def _fetched(self, image: Attachment) -> Attachment:
+        if isinstance(image, Sound) or isinstance(image.source, bytes):
             return image
         local = image.source.startswith(("/", "file:", "FILE:"))
         if not (self._folders if local else self._urls != "none"):

@@ -92,7 +92,7 @@ def processor(model: Path) -> Any:
 def encode(reference: Reference) -> MediaPlan:
     """The plan of a case's prompt, its images encoded one by one."""
     vision = network(reference.model)
-    tokens, image_token = reference.tokens, vision.image_token
+    tokens, image_token = reference.tokens, vision.placeholders["image"]
     positions, delta = vision.places(tokens, reference.grids)
     spans, features, at = [], {}, 0
     for number, path in enumerate(reference.images):
@@ -100,7 +100,7 @@ def encode(reference: Reference) -> MediaPlan:
             made = processor(reference.model)(text=["<|image_pad|>"], images=[image], **reference.bounds)
         inputs = {name: value for name, value in made.items() if name not in {"input_ids", "attention_mask"}}
         piece = made["input_ids"][0].tolist()
-        features[str(number)] = vision.encode(piece, inputs)
+        features[str(number)] = vision.encode("image", piece, inputs)
         start = next(index for index in range(at, len(tokens)) if tokens[index] == image_token)
         at = start + len(piece)
         spans.append(Span(start, at, str(number)))

@@ -204,7 +204,7 @@ def test_nothing_is_fetched_unless_allowed(http_client: httpx2.Client, url: str)
 @pytest.mark.parametrize(
     ("part", "param"),
     [
-        ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "messages.1.content.0"),
+        ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "messages.1.content.0.input_audio"),
         ({"type": "video_url", "text": "x"}, "messages.1.content.0"),
         ({"type": "image_url"}, "messages.1.content.0.image_url"),
         (picture(URL, detail="medium"), "messages.1.content.0.image_url.detail"),
