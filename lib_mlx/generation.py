@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
-MediaKind = Literal["image", "audio"]
+MediaKind = Literal["image", "audio", "video"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,31 @@ class Sound:
         return "audio"
 
 
-Attachment: TypeAlias = "Image | Sound"
+@dataclass(frozen=True, slots=True)
+class FrameBounds:
+    """How many frames of a video a model sees; None: 2 a second, and 32 at most."""
+
+    fps: float | None = None
+    """So many a second, if that is not more than `most`."""
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A film in a message; its sound is not heard."""
+
+    source: bytes | str = field(repr=False)
+    """A file's content (MP4, MOV, WebM, MKV or AVI); or, until a server has fetched it, its URL."""
+    param: str = "videos"
+    """The field it came from, for errors."""
+
+    @property
+    def kind(self) -> MediaKind:
+        """What chat templates call it."""
+        return "video"
+
+
+Attachment: TypeAlias = "Image | Sound | Video"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +207,8 @@ class GenerationRequest:
     """Report each token of the answer with its log-probability and those of this many likeliest ones at its place."""
     pixel_bounds: PixelBounds = PixelBounds()
     """Of images that have none of their own."""
+    frame_bounds: FrameBounds = FrameBounds()
+    """Of videos."""
     cache_salt: str = ""
     """Prompts are reused only among requests with the same salt: others cannot learn from timing what was asked."""
     client: str = ""

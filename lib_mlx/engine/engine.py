@@ -94,10 +94,11 @@ class EngineModel:
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the model can do: completion, and of vision, audio, grounding, tools and thinking what it shows."""
+        """What the model can do: completion, and what it has of vision, audio, video, grounding, tools, thinking."""
         has = {
             "vision": "image" in self._preparer.reads,
             "audio": "audio" in self._preparer.reads,
+            "video": "video" in self._preparer.reads and self._pointing is None,
             "grounding": self._pointing is not None,
             "tools": self._tokenizer.wrapper.has_tool_calling,
             "thinking": self.reasons,

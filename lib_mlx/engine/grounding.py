@@ -138,7 +138,7 @@ def _question(messages: tuple[Message, ...]) -> tuple[Image, str, str | None]:
             images.append(part)
         elif not isinstance(part, str):
             raise UnsupportedFeature(
-                "This model reads text and images, not sounds.", hint="Send a screenshot.", param=part.param
+                "This model reads text and an image, nothing else.", hint="Send a screenshot.", param=part.param
             )
     if len(images) != 1 or len(asked) != 1 or asked[0].role != "user":
         raise InvalidArgument(

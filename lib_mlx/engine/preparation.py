@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lib_mlx.models.media_reader import MediaReader
 
 T = TypeVar("T")
-_PLURALS: dict[MediaKind, str] = {"image": "images", "audio": "sounds"}
+_PLURALS: dict[MediaKind, str] = {"image": "images", "audio": "sounds", "video": "videos"}
 
 
 class RequestPreparer:
@@ -97,6 +97,7 @@ class RequestPreparer:
         self._refuse_impossible(request)
         if request.prompt is not None:
             return self._prepare_raw(request, request.prompt)
+        request = self._media.unrolled(request) if self._media else request
         thinking = self._thinks(request)
         prompt, opening = self._prompt(request, thinking=thinking)
         boundaries = self._boundaries(prompt, request, thinking=thinking)
@@ -182,6 +183,7 @@ class RequestPreparer:
         self._refuse_impossible(request)
         if request.prompt is not None:
             return len(self.encode(request.prompt))
+        request = self._media.unrolled(request) if self._media else request
         prompt, _ = self._prompt(request, thinking=self._thinks(request))
         return len(self._place(request, prompt, ())[0])
 
@@ -191,7 +193,7 @@ class RequestPreparer:
         """Return the prompt with what stands for its images and sounds; see `MediaReader.place`."""
         if not request.attachments or self._media is None:
             return prompt, None, boundaries
-        media = self._media.read(request.attachments, request.pixel_bounds)
+        media = self._media.read(request.attachments, request.pixel_bounds, request.frame_bounds)
         return self._media.place(prompt, media, boundaries)
 
     def _thinks(self, request: GenerationRequest) -> bool:
@@ -224,7 +226,8 @@ class RequestPreparer:
             )
         for attachment in request.attachments:
             if attachment.kind not in self.reads:
-                reads = " and ".join(["text", *(_PLURALS[kind] for kind in _PLURALS if kind in self.reads)])
+                reads = ", ".join(["text", *(_PLURALS[kind] for kind in _PLURALS if kind in self.reads)])
+                reads = " and ".join(reads.rsplit(", ", 1))
                 raise UnsupportedFeature(
                     f"This model reads {reads}, not {_PLURALS[attachment.kind]}.",
                     hint="`capabilities` of GET /v1/models tells what others read.",

@@ -61,6 +61,14 @@ class Recording(Medium):
     """At the model's rate, of shape (samples,)."""
 
 
+@dataclass(frozen=True, eq=False)
+class Clip(Medium):
+    """Frames of a video."""
+
+    frames: NDArray[np.uint8] = field(repr=False)
+    """Of shape (frames, 3, height, width)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Neighbouring tokens of an image or a sound in a prompt, and where their features are in those of the whole."""
@@ -86,6 +94,8 @@ class PromptMedia:
     """By digest."""
     grids: tuple[tuple[int, int, int], ...]
     """Of each image in the prompt, in order; empty if the model has none."""
+    video_grids: tuple[tuple[int, int, int], ...] = ()
+    """Of each video."""
 
 
 def place_media(
@@ -106,7 +116,7 @@ def place_media(
     for token, ones in by_token.items():
         if prompt.count(token) != len(ones):
             raise InvalidArgument(
-                "A text holds what stands for an image or a sound.", hint="Remove it.", param="messages"
+                "A text holds what stands for an image, a sound or a video.", hint="Remove it.", param="messages"
             )
     rest: dict[int, Iterator[Medium]] = {token: iter(ones) for token, ones in by_token.items()}
     tokens: list[int] = []
@@ -125,9 +135,11 @@ def place_media(
         spans += _spans(medium, len(tokens), token)
         numbers += _numbers(medium, token)
         tokens += medium.shape.tokens
-    grids = tuple(one.shape.grid for one in media if one.shape.grid)
+    grids, video_grids = (
+        tuple(one.shape.grid for one in media if one.shape.grid and one.kind == kind) for kind in ("image", "video")
+    )
     stand_in = next(placeholders[one.kind] for one in media)
-    placed = PromptMedia(tokens, stand_in, tuple(spans), {one.digest: one for one in media}, grids)
+    placed = PromptMedia(tokens, stand_in, tuple(spans), {one.digest: one for one in media}, grids, video_grids)
     return numbers, placed, tuple(moved.get(place, len(tokens)) for place in boundaries)
 
 

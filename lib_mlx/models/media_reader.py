@@ -1,21 +1,24 @@
-"""Reads the images and sounds of requests: from files to what enters a model. No MLX here; any thread."""
+"""Reads the images, sounds and videos of requests: from files to what enters a model. No MLX here; any thread."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
+import io
 import threading
 from collections import OrderedDict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lib_mlx.errors import CorruptModel, InvalidArgument, LibMlxError
-from lib_mlx.generation import Image, Message, PixelBounds, Sound
-from lib_mlx.models import sounds, upstream_vlm
+from lib_mlx.generation import FrameBounds, GenerationRequest, Image, Message, PixelBounds, Sound, Video
+from lib_mlx.models import films, sounds, upstream_vlm
 from lib_mlx.models.chat_template import render_prompt
-from lib_mlx.models.image_size import smart_resize
-from lib_mlx.models.media_prompt import Picture, Recording, Shape, place_media
+from lib_mlx.models.image_size import smart_resize, smart_resize_video
+from lib_mlx.models.media_prompt import Clip, Picture, Recording, Shape, place_media
 from lib_mlx.models.pictures import decode
 
 if TYPE_CHECKING:
@@ -30,14 +33,15 @@ if TYPE_CHECKING:
     from lib_mlx.models.media_prompt import Inputs, Medium, PromptMedia
 
 _KNOWN_SHAPES = 4096  # images and sounds of which it is remembered how many tokens they take
-_PROBES: tuple[Attachment, ...] = (Image(b""), Sound(b""))
+_PROBES: tuple[Attachment, ...] = (Image(b""), Sound(b""), Video(b""))
 _TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 _MOST_SECONDS = 30.0  # of a sound, if the processor does not say
-_WORDS: dict[MediaKind, str] = {"image": "image", "audio": "sound"}
+_WORDS: dict[MediaKind, str] = {"image": "image", "audio": "sound", "video": "video"}
+_MOST_SIDE = 1024  # of a frame that is seen as an image
 
 
 class MediaReader:
-    """Reads the images and sounds of one model's requests.
+    """Reads the images, sounds and videos of one model's requests.
 
     Args:
         checkpoint: for its processor, which is loaded when it is first needed.
@@ -60,8 +64,12 @@ class MediaReader:
         self._lock = threading.Lock()
         self._processor: Any = None
         self._shapes: OrderedDict[str, Shape] = OrderedDict()
-        self.kinds = frozenset(probe.kind for probe in _PROBES if self._has_place(probe))
-        """The kinds that can be read: the network takes them, and the chat template gives them a place."""
+        self._placed = frozenset(probe.kind for probe in _PROBES if self._has_place(probe))
+        self.kinds: frozenset[MediaKind] = self._placed | ({"video"} if "image" in self._placed else set())
+        """The kinds that can be read: the network takes them, and the chat template gives them a place.
+
+        Videos are seen as images, one after the other, where they have none of their own.
+        """
 
     def _has_place(self, probe: Attachment) -> bool:
         if probe.kind not in self._placeholders:
@@ -73,28 +81,49 @@ class MediaReader:
             return False
         return prompt.count(self._placeholders[probe.kind]) == 1
 
-    def read(self, attachments: Iterable[Attachment], bounds: PixelBounds) -> list[Medium]:
+    def unrolled(self, request: GenerationRequest) -> GenerationRequest:
+        """Return `request` with images in place of videos, if the model has no place for those.
+
+        Raises:
+            InvalidArgument: one cannot be read.
+        """
+        if "video" in self._placed or not any(isinstance(one, Video) for one in request.attachments):
+            return request
+        messages = [
+            replace(message, parts=tuple(one for part in message.parts for one in _frames(part, request.frame_bounds)))
+            for message in request.messages
+        ]
+        return replace(request, messages=tuple(messages))
+
+    def read(
+        self,
+        attachments: Iterable[Attachment],
+        bounds: PixelBounds,
+        frames: FrameBounds = FrameBounds(),  # noqa: B008 - it cannot change
+    ) -> list[Medium]:
         """Decode attachments and bring them to the model's size and rate.
 
         Args:
             attachments: of the kinds that can be read.
-            bounds: the request's, for images that have none of their own.
+            bounds: the request's, for images that have none of their own; of videos, those of a frame.
+            frames: how much of videos is seen.
 
         Raises:
             InvalidArgument: one cannot be read, or bounds contradict each other.
             CorruptModel: the checkpoint's processor cannot be loaded.
         """
-        return [
-            self._hear(one) if isinstance(one, Sound) else self._see(one, one.bounds.over(bounds))
-            for one in attachments
-        ]
+        read: list[Medium] = []
+        for one in attachments:
+            if isinstance(one, Sound):
+                read.append(self._hear(one))
+            elif isinstance(one, Video):
+                read.append(self._watch(one, bounds, frames))
+            else:
+                read.append(self._see(one, one.bounds.over(bounds)))
+        return read
 
     def _see(self, image: Image, bounds: PixelBounds) -> Picture:
-        if not isinstance(image.source, bytes):
-            raise InvalidArgument(
-                "The image is a URL, which is not fetched here.", hint="Give the file's content.", param=image.param
-            )
-        return self.picture(decode(image.source, image.param), bounds, image.param)
+        return self.picture(decode(_content(image), image.param), bounds, image.param)
 
     def picture(self, pixels: Pixels, bounds: PixelBounds, param: str) -> Picture:
         """Resize a decoded image to what enters the model; raises as `read` does."""
@@ -118,6 +147,26 @@ class MediaReader:
         samples = sounds.decode(sound.source, sound.format, rate, _most_seconds(processor), sound.param)
         key = hashlib.sha256(b"sound" + samples.tobytes()).hexdigest()
         return Recording("audio", key, self._shape(key, lambda: self._heard(samples, sound.param)), samples)
+
+    def _watch(self, video: Video, bounds: PixelBounds, frames: FrameBounds) -> Clip:
+        processor = self._load().video_processor
+        factor = processor.patch_size * processor.merge_size
+        most = bounds.over(self._bounds).most
+
+        def shrink(frame: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+            least, all_together = processor.min_pixels, processor.max_pixels
+            if most is not None:
+                all_together = min(all_together, most * count)
+                least = min(least, all_together)
+            size = smart_resize_video(count, frame.shape[0], frame.shape[1], factor, least, all_together)
+            return _resized_frame(frame, *size)
+
+        kept = np.stack(films.decode(_content(video), frames, shrink, video.param)).transpose(0, 3, 1, 2)
+        count, _, high, wide = kept.shape
+        grid = (-(-count // processor.temporal_patch_size), high // processor.patch_size, wide // processor.patch_size)
+        key = hashlib.sha256(f"video {kept.shape}".encode() + kept.tobytes()).hexdigest()
+        placeholders = grid[0] * grid[1] * grid[2] // processor.merge_size**2
+        return Clip("video", key, Shape((self._placeholders["video"],) * placeholders, grid), kept)
 
     def _shape(self, digest: str, measure: Callable[[], Shape]) -> Shape:
         with self._lock:
@@ -153,6 +202,11 @@ class MediaReader:
             made = self._pixels(medium.pixels, medium.bounds, "images")
         elif isinstance(medium, Recording):
             made = self._process("audio", [medium.samples], "audio")
+        elif isinstance(medium, Clip):
+            exact = copy.copy(self._load().video_processor)
+            exact.min_pixels, exact.max_pixels = 1, medium.frames.size  # the frames have their size
+            with _refused("video", "videos"):
+                made = _arrays(exact(videos=[medium.frames]))
         else:
             raise TypeError(type(medium).__name__)
         return {name: value for name, value in made.items() if name not in _TEXT_INPUTS}
@@ -212,6 +266,41 @@ def _refused(kind: MediaKind, param: str) -> Iterator[None]:
 
 def _arrays(made: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
     return {name: np.asarray(value) for name, value in made.items() if value is not None}
+
+
+def _content(file: Image | Video) -> bytes:
+    if isinstance(file.source, bytes):
+        return file.source
+    raise InvalidArgument(
+        f"The {file.kind} is a URL, which is not fetched here.", hint="Give the file's content.", param=file.param
+    )
+
+
+def _frames(part: str | Attachment, bounds: FrameBounds) -> list[str | Attachment]:
+    """Return the frames of a video as images; another part as it is."""
+    from PIL import Image as Pictures
+
+    if not isinstance(part, Video):
+        return [part]
+
+    def shrink(frame: NDArray[np.uint8], _count: int) -> NDArray[np.uint8]:
+        by = min(1, _MOST_SIDE / max(frame.shape))
+        return _resized_frame(frame, *(max(1, round(side * by)) for side in frame.shape[:2]))
+
+    images: list[str | Attachment] = []
+    for frame in films.decode(_content(part), bounds, shrink, part.param):
+        file = io.BytesIO()
+        Pictures.fromarray(frame).save(file, "BMP")
+        images.append(Image(file.getvalue(), param=part.param))
+    return images
+
+
+def _resized_frame(frame: NDArray[np.uint8], high: int, wide: int) -> NDArray[np.uint8]:
+    from PIL import Image as Pictures
+
+    if frame.shape[:2] == (high, wide):
+        return frame
+    return np.asarray(Pictures.fromarray(frame).resize((wide, high), resample=Pictures.Resampling.BICUBIC))
 
 
 def _most_seconds(processor: Any) -> float:

@@ -39,6 +39,10 @@ _UNDERSTOOD = frozenset({
 """What `VisionNetwork` takes of an upstream model's embeddings."""
 
 
+_FILMS = frozenset({"qwen2_vl", "qwen2_5_vl"})
+"""Whose videos are one run of tokens each, and two frames a step of them."""
+
+
 @dataclass(eq=False)
 class MediaPlan:
     """What a prompt's images are to the network. Engine thread only."""
@@ -290,14 +294,16 @@ class VisionNetwork:
 
     def plan(self, media: PromptMedia) -> MediaPlan:
         """Return the plan of a prompt with images, of which none is encoded yet."""
-        return MediaPlan(media.spans, *self.places(media.tokens, media.grids))
+        return MediaPlan(media.spans, *self.places(media.tokens, media.grids, media.video_grids))
 
-    def places(self, tokens: Sequence[int], grids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32] | None, int]:
-        """Return `MediaPlan.positions` and `delta` of a prompt; `grids` are the images' (time, height, width)."""
-        if not self.rotates or not grids:
+    def places(
+        self, tokens: Sequence[int], grids: Sequence[Sequence[int]], video_grids: Sequence[Sequence[int]] = ()
+    ) -> tuple[NDArray[np.int32] | None, int]:
+        """Return `MediaPlan.positions` and `delta` of a prompt; grids are (time, height, width)."""
+        if not self.rotates or not (grids or video_grids):
             return None, 0
-        shapes = mx.array([list(grid) for grid in grids])
-        positions, delta = self.language.get_rope_index(mx.array([list(tokens)]), shapes, None, None)
+        shapes, clips = (mx.array([list(grid) for grid in some]) if some else None for some in (grids, video_grids))
+        positions, delta = self.language.get_rope_index(mx.array([list(tokens)]), shapes, clips, None)
         return np.array(positions[:, 0], np.int32), int(delta.item())
 
 
@@ -341,6 +347,8 @@ def _placeholders(checkpoint: Checkpoint, model: Any) -> dict[MediaKind, int]:
     names: dict[MediaKind, tuple[str, ...]] = {"image": ("image_token_id", "image_token_index")}
     if isinstance(getattr(model, "audio_tower", None), Module):
         names["audio"] = ("audio_token_id",)
+    if checkpoint.model_type in _FILMS:
+        names["video"] = ("video_token_id",)
     values = {kind: [checkpoint.config.get(name) for name in own] for kind, own in names.items()}
     return {kind: one for kind, ones in values.items() if (one := next(filter(_is_token, ones), None)) is not None}
 

@@ -44,7 +44,7 @@ class ModelObject(TypedDict):
     """What the load is doing."""
     context_length: int | None
     capabilities: list[str] | None
-    """Of completion, vision, audio, tools, thinking; null if that is not known yet."""
+    """Of completion, vision, audio, video, tools, thinking; null if that is not known yet."""
     memory_bytes: int
     requests: int
     """That use it."""

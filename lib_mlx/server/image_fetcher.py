@@ -25,7 +25,7 @@ from lib_mlx.models.fetch import tls_context
 
 if TYPE_CHECKING:
     from lib_mlx.config import ServerConfig
-    from lib_mlx.generation import Attachment, GenerationRequest, Message
+    from lib_mlx.generation import Attachment, GenerationRequest, MediaKind, Message
 
 MAX_BYTES = 32 << 20
 TIME_S = 15.0
@@ -64,20 +64,25 @@ class ImageFetcher:
     async def _fetched(self, image: Attachment) -> Attachment:
         if isinstance(image, Sound) or isinstance(image.source, bytes):
             return image
-        local = image.source.startswith(("/", "file:", "FILE:"))
+        source = image.source
+        local = source.startswith(("/", "file:", "FILE:"))
         if not (self._folders if local else self._urls != "none"):
             key = "allowed_image_paths" if local else "image_urls"
             raise UnsupportedFeature(
-                f"This server reads no images from {'files' if local else 'URLs'}.",
-                hint=f"Send the image itself (base64), or start the server with {key!r}.",
+                f"This server reads no {image.kind}s from {'files' if local else 'URLs'}.",
+                hint=f"Send the {image.kind} itself (base64), or start the server with {key!r}.",
                 param=image.param,
             )
         async with self._turn:
             try:
-                content = await asyncio.to_thread(self._read_file if local else self._fetch, image.source)
+                content = await asyncio.to_thread(
+                    lambda: self._read_file(source) if local else self._fetch(source, image.kind)
+                )
             except _Refused as refusal:
                 raise InvalidArgument(
-                    f"The image cannot be read: {refusal}.", hint="Send the image itself.", param=image.param
+                    f"The {image.kind} cannot be read: {refusal}.",
+                    hint=f"Send the {image.kind} itself.",
+                    param=image.param,
                 ) from None
         return replace(image, source=content)
 
@@ -97,11 +102,11 @@ class ImageFetcher:
         except (OSError, ValueError):
             raise _Refused("there is no such file") from None
 
-    def _fetch(self, url: str) -> bytes:
+    def _fetch(self, url: str, what: MediaKind) -> bytes:
         until = time.monotonic() + TIME_S
         try:
             for _ in range(_REDIRECTS + 1):
-                moved, content = self._get(url, until)
+                moved, content = self._get(url, what, until)
                 if moved is None:
                     return content
                 url = urllib.parse.urljoin(url, moved)
@@ -109,7 +114,7 @@ class ImageFetcher:
             raise _Refused("it did not come") from None
         raise _Refused("it was moved too often")
 
-    def _get(self, url: str, until: float) -> tuple[str | None, bytes]:
+    def _get(self, url: str, what: MediaKind, until: float) -> tuple[str | None, bytes]:
         """Return where the URL has moved, or its content."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
@@ -122,14 +127,14 @@ class ImageFetcher:
                 wire = tls_context().wrap_socket(wire, server_hostname=parts.hostname)
             connection.sock = wire
             target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-            connection.request("GET", target, headers={"User-Agent": "lib-mlx", "Accept": "image/*"})
+            connection.request("GET", target, headers={"User-Agent": "lib-mlx", "Accept": f"{what}/*"})
             answer = connection.getresponse()
             if answer.status in {301, 302, 303, 307, 308}:
                 return answer.headers.get("Location", ""), b""
             if answer.status != 200:
                 raise _Refused(f"the answer was {answer.status}")
             kind = answer.headers.get_content_type()
-            if not kind.startswith("image/") and kind != "application/octet-stream":
+            if not kind.startswith(f"{what}/") and kind != "application/octet-stream":
                 raise _Refused(f"it is {kind!r}")
             return None, _body(answer, wire, until)
         finally:

@@ -1,13 +1,15 @@
-"""Images and sounds in request bodies: data URLs and base64 become bytes; other URLs are left to be fetched."""
+"""Images, sounds and videos in request bodies: data URLs and base64 become bytes; other URLs are left to be fetched."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from lib_mlx.errors import InvalidArgument
-from lib_mlx.generation import Image, Message, PixelBounds, Sound
+from lib_mlx.generation import FrameBounds, Image, Message, PixelBounds, Sound, Video
 from lib_mlx.server.http import WireModel
 
 if TYPE_CHECKING:
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     Detail = Literal["auto", "low", "high", "original"]
 
 SOUND_FORMATS = ("wav", "mp3", "flac", "ogg")
-_WORDS = {"image": "image", "audio": "sound"}
-_EXAMPLES = {"image": "image/png, image/jpeg", "audio": "audio/wav, audio/mpeg"}
+_WORDS = {"image": "image", "audio": "sound", "video": "video"}
+_EXAMPLES = {"image": "image/png, image/jpeg", "audio": "audio/wav, audio/mpeg", "video": "video/mp4, video/webm"}
 _LOW = PixelBounds(most=512 * 512)  # OpenAI's size of `low`
 _HINT = "Send a data URL (data:image/png;base64,…), an http(s) or file URL, or attachment:NAME in a form."
 
@@ -34,10 +36,16 @@ class InputAudio(WireModel):
 
 
 class ProcessorOptions(WireModel):
-    """How images are made ready, under vLLM's names."""
+    """How images and videos are made ready, under vLLM's names."""
 
     min_pixels: int | None = None
     max_pixels: int | None = None
+    fps: Annotated[float, Field(gt=0, le=60)] | None = None
+    max_frames: Annotated[int, Field(ge=1, le=768)] | None = None
+
+    def frames(self) -> FrameBounds:
+        """Return how much of videos is seen."""
+        return FrameBounds(self.fps, self.max_frames)
 
     def bounds(self) -> PixelBounds:
         """Return the bounds; raises InvalidArgument if they are none."""
@@ -58,9 +66,22 @@ def image_at(url: str, param: str, detail: Detail | None = None) -> Image:
     if scheme == "data":
         data, _ = _data_of(url, "image", param)
         return Image(_decoded(data, param), bounds, param)
-    if scheme in {"http", "https", "file"} or url.startswith("/"):
+    if _may_be_fetched(url):
         return Image(url, bounds, param)
     raise InvalidArgument("This is no URL of an image.", hint=_HINT, param=param)
+
+
+def video_at(url: str, param: str) -> Video:
+    """Return the video of a URL; its content if that is in the URL. Raises InvalidArgument if it is none."""
+    if url[:5].lower() == "data:":
+        return Video(_decoded(_data_of(url, "video", param)[0], param), param)
+    if _may_be_fetched(url):
+        return Video(url, param)
+    raise InvalidArgument("This is no URL of a video.", hint=_HINT, param=param)
+
+
+def _may_be_fetched(url: str) -> bool:
+    return url.partition(":")[0].lower() in {"http", "https", "file"} or url.startswith("/")
 
 
 def image_in(data: str, media_type: str | None, param: str) -> Image:

@@ -88,7 +88,7 @@ def test_sounds(environment: dict[str, str], tmp_path: Path) -> None:
     done = run(environment, "run", model, "What?", "--audio", sound, "-t", 0, "-n", 4)
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("4 tokens")
-    assert "reads text and images, not sounds" in run(environment, "run", PLAIN, "a", "--audio", sound).stderr
+    assert "reads text, images and videos, not sounds" in run(environment, "run", PLAIN, "a", "--audio", sound).stderr
     assert "nowhere.wav cannot be read" in run(environment, "run", PLAIN, "a", "--audio", "nowhere.wav").stderr
 
 

@@ -13,7 +13,7 @@ from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import Message, Role, ToolCall
 from lib_mlx.server.fields import FunctionName, new_id, refuse, refuse_unless
 from lib_mlx.server.http import WireModel
-from lib_mlx.server.media import InputAudio, image_at, message_of, sound_in
+from lib_mlx.server.media import InputAudio, image_at, message_of, sound_in, video_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -44,7 +44,7 @@ class Part(WireModel):
     file_url: Any = None
     filename: Any = None
     input_audio: InputAudio | None = None
-    video_url: Any = None
+    video_url: str | None = None
     prompt_cache_breakpoint: Any = None
 
 
@@ -203,8 +203,10 @@ def _part(part: Part, kind: str, where: str) -> Item:
         return _image_part(part, where)
     if part.type == "input_audio" and kind == "input_text":
         return _sound_part(part, where)
+    if part.type == "input_video" and kind == "input_text":
+        return _video_part(part, where)
     if not refused and part.type not in _TEXT_PARTS:
-        refuse(where, f"models here read text, images and sounds of users, not {part.type!r}", hint="Send those.")
+        refuse(where, f"users' text, images, sounds and videos are read, not {part.type!r}", hint="Send those.")
     refuse_unless(f"{where}.prompt_cache_breakpoint", part.prompt_cache_breakpoint, why="prompts are cached as a whole")
     text = part.refusal if refused else part.text
     if text is None:
@@ -230,6 +232,13 @@ def _sound_part(part: Part, where: str) -> Item:
         raise InvalidArgument("The part has no sound.", param=f"{where}.input_audio")
     sound_in(part.input_audio, f"{where}.input_audio")  # as above
     return {"type": "input_audio", "input_audio": part.input_audio.model_dump(exclude_none=True)}
+
+
+def _video_part(part: Part, where: str) -> Item:
+    if part.video_url is None:
+        raise InvalidArgument("The part has no video.", param=f"{where}.video_url")
+    video_at(part.video_url, f"{where}.video_url")
+    return {"type": "input_video", "video_url": part.video_url}
 
 
 def _text_part(kind: str, text: str) -> Item:
@@ -295,6 +304,8 @@ def _read(part: Item, where: str | None) -> str | Attachment:
         return image_at(part["image_url"], f"{where}.image_url" if where else _BEFORE, part["detail"])
     if part["type"] == "input_audio":
         return sound_in(InputAudio(**part["input_audio"]), f"{where}.input_audio" if where else _BEFORE)
+    if part["type"] == "input_video":
+        return video_at(part["video_url"], f"{where}.video_url" if where else _BEFORE)
     return str(part["refusal"] if part["type"] == "refusal" else part["text"])
 
 

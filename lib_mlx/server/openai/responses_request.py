@@ -194,6 +194,7 @@ def _prompt(body: PromptFields, items: Sequence[Item]) -> dict[str, Any]:
         "allowed_tools": allowed_tools(body.tool_choice),
         "thinking": thinking(body.effort, body.thinking),
         "pixel_bounds": body.pixel_bounds,
+        "frame_bounds": body.frame_bounds,
         "template_kwargs": template_variables(body.effort, body.chat_template_kwargs),
     }
 
