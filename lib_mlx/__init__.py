@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Tool,
         ToolCall,
         ToolCallDelta,
+        Video,
     )
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "ToolCallDelta",
+    "Video",
     "__version__",
     "ground",
     "load_model",

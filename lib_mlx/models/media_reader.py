@@ -37,7 +37,7 @@ _PROBES: tuple[Attachment, ...] = (Image(b""), Sound(b""), Video(b""))
 _TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
 _MOST_SECONDS = 30.0  # of a sound, if the processor does not say
 _WORDS: dict[MediaKind, str] = {"image": "image", "audio": "sound", "video": "video"}
-_MOST_SIDE = 1024  # of a frame that is seen as an image
+_MOST_SIDE, _MOST_TOGETHER = 1024, 64 << 20  # pixels of frames that are seen as images
 
 
 class MediaReader:
@@ -283,8 +283,9 @@ def _frames(part: str | Attachment, bounds: FrameBounds) -> list[str | Attachmen
     if not isinstance(part, Video):
         return [part]
 
-    def shrink(frame: NDArray[np.uint8], _count: int) -> NDArray[np.uint8]:
-        by = min(1, _MOST_SIDE / max(frame.shape))
+    def shrink(frame: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+        area = frame.shape[0] * frame.shape[1]
+        by = min(1, _MOST_SIDE / max(frame.shape), (_MOST_TOGETHER / count / area) ** 0.5)
         return _resized_frame(frame, *(max(1, round(side * by)) for side in frame.shape[:2]))
 
     images: list[str | Attachment] = []
