@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lib_mlx.errors import InvalidArgument
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -104,20 +102,12 @@ def place_media(
     """Return the prompt with numbers for its media, these, and `boundaries` moved to where they are then.
 
     Args:
-        prompt: as the chat template has it: one token for each medium.
+        prompt: as the chat template has it: one token for each medium, and no other one of these.
         media: those of each kind in the order in which they stand there.
         placeholders: the token of each kind.
         boundaries: places in `prompt`.
-
-    Raises:
-        InvalidArgument: a text holds what stands for a medium.
     """
     by_token = {token: [one for one in media if one.kind == kind] for kind, token in placeholders.items()}
-    for token, ones in by_token.items():
-        if prompt.count(token) != len(ones):
-            raise InvalidArgument(
-                "A text holds what stands for an image, a sound or a video.", hint="Remove it.", param="messages"
-            )
     rest: dict[int, Iterator[Medium]] = {token: iter(ones) for token, ones in by_token.items()}
     tokens: list[int] = []
     numbers: list[int] = []

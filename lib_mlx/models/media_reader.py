@@ -247,7 +247,18 @@ class MediaReader:
     def place(
         self, prompt: Sequence[int], media: Sequence[Medium], boundaries: Sequence[int]
     ) -> tuple[list[int], PromptMedia, tuple[int, ...]]:
-        """Return the prompt with numbers for its media; see `place_media`."""
+        """Return the prompt with numbers for its media; see `place_media`.
+
+        Raises:
+            InvalidArgument: a text holds what stands for a medium.
+        """
+        for kind, token in self._placeholders.items():
+            if prompt.count(token) != sum(one.kind == kind for one in media):
+                raise InvalidArgument(
+                    f"A text holds {self._marker(kind)!r}, which stands for {_WORDS[kind]}s.",
+                    hint="Remove it.",
+                    param="messages",
+                )
         return place_media(prompt, media, self._placeholders, boundaries)
 
 
