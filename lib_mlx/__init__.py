@@ -24,10 +24,12 @@ if TYPE_CHECKING:
         PixelBounds,
         ReasoningDelta,
         SamplingParams,
+        Sound,
         TextDelta,
         Tool,
         ToolCall,
         ToolCallDelta,
+        Video,
     )
 
 __version__ = "0.1.0"
@@ -44,10 +46,12 @@ __all__ = [
     "ReasoningDelta",
     "SamplingParams",
     "Server",
+    "Sound",
     "TextDelta",
     "Tool",
     "ToolCall",
     "ToolCallDelta",
+    "Video",
     "__version__",
     "ground",
     "load_model",

@@ -22,6 +22,7 @@ from lib_mlx.generation import (
     PixelBounds,
     ReasoningDelta,
     SamplingParams,
+    Sound,
     TextDelta,
     Timings,
     Tool,
@@ -38,11 +39,12 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image as Picture
 
-    from lib_mlx.generation import GenerationEvent
+    from lib_mlx.generation import Attachment, GenerationEvent
     from lib_mlx.grounding.result import Grounding
     from lib_mlx.status import ServerStatus, Status, UnloadReport
 
 PictureSource: TypeAlias = "str | PathLike[str] | bytes | Image | Picture"
+SoundSource: TypeAlias = "str | PathLike[str] | bytes | Sound"
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,32 @@ def image_of(source: PictureSource) -> Image:
     return Image(content.getvalue())
 
 
-def _messages(prompt: str | Iterable[Message], images: Sequence[PictureSource]) -> list[Message]:
-    if isinstance(prompt, str):
-        parts: tuple[str | Image, ...] = (*map(image_of, images), prompt)
-        return [Message("user", prompt, parts=parts if images else ())]
-    if images:
+def sound_of(source: SoundSource) -> Sound:
+    """Return the sound in a file, by its path or by its content.
+
+    Raises:
+        InvalidArgument: there is no such file.
+    """
+    if isinstance(source, Sound):
+        return source
+    if isinstance(source, bytes):
+        return Sound(source)
+    try:
+        return Sound(Path(source).read_bytes())
+    except OSError as error:
         raise InvalidArgument(
-            "Images of a conversation belong into its messages.", hint="Give them in Message.parts.", param="images"
+            f"The sound {source} cannot be read: {error.strerror}.", hint="Check the path.", param="audio"
+        ) from None
+
+
+def _messages(prompt: str | Iterable[Message], attachments: Sequence[Attachment]) -> list[Message]:
+    if isinstance(prompt, str):
+        return [Message("user", prompt, parts=(*attachments, prompt) if attachments else ())]
+    if attachments:
+        raise InvalidArgument(
+            "Images and sounds of a conversation belong into its messages.",
+            hint="Give them in Message.parts.",
+            param="images" if isinstance(attachments[0], Image) else "audio",
         )
     return list(prompt)
 
@@ -144,6 +165,7 @@ class Model:
         *,
         system: str | None = None,
         images: Iterable[PictureSource] = (),
+        audio: Iterable[SoundSource] = (),
         tools: Iterable[Tool] = (),
         max_tokens: int | None = None,
         stop: str | Iterable[str] = (),
@@ -162,6 +184,7 @@ class Model:
             system: a system message to begin with.
             images: what the text is about, before it: paths, files' contents or Pillow's images. In a conversation
                 they belong into its messages (`Message.parts`).
+            audio: sounds that the text is about, behind the images: paths or files' contents.
             tools: functions the model may call.
             max_tokens: bound on the tokens of the answer, reasoning included.
             stop: the answer ends before the first of these.
@@ -175,7 +198,7 @@ class Model:
         Raises:
             LibMlxError: the request is refused, or generation failed.
         """
-        messages = _messages(prompt, list(images))
+        messages = _messages(prompt, [*map(image_of, images), *map(sound_of, audio)])
         if system is not None:
             messages.insert(0, Message("system", system))
         request = GenerationRequest(

@@ -7,7 +7,7 @@ A dialect (or the Python API) turns its input into a `GenerationRequest`; the en
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
+MediaKind = Literal["image", "audio", "video"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,55 @@ class Image:
     param: str = "images"
     """The field it came from, for errors."""
 
+    @property
+    def kind(self) -> MediaKind:
+        """What chat templates call it."""
+        return "image"
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A recording in a message."""
+
+    source: bytes = field(repr=False)
+    """A file's content (WAV, MP3, FLAC or Ogg Vorbis)."""
+    format: str | None = None
+    """What its sender says that it is: "wav", "mp3", "flac" or "ogg"; None: nothing."""
+    param: str = "audio"
+    """The field it came from, for errors."""
+
+    @property
+    def kind(self) -> MediaKind:
+        """What chat templates call it."""
+        return "audio"
+
+
+@dataclass(frozen=True, slots=True)
+class FrameBounds:
+    """How many frames of a video a model sees; None: 2 a second, and 32 at most."""
+
+    fps: float | None = None
+    """So many a second, if that is not more than `most`."""
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A film in a message; its sound is not heard."""
+
+    source: bytes | str = field(repr=False)
+    """A file's content (MP4, MOV, WebM, MKV or AVI); or, until a server has fetched it, its URL."""
+    param: str = "videos"
+    """The field it came from, for errors."""
+
+    @property
+    def kind(self) -> MediaKind:
+        """What chat templates call it."""
+        return "video"
+
+
+Attachment: TypeAlias = "Image | Sound | Video"
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -60,7 +110,7 @@ class Message:
     role: Role
     content: str = ""
     """Its text."""
-    parts: tuple[str | Image, ...] = ()
+    parts: tuple[str | Attachment, ...] = ()
     """All that it holds, in order, if that is more than text."""
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
@@ -157,6 +207,8 @@ class GenerationRequest:
     """Report each token of the answer with its log-probability and those of this many likeliest ones at its place."""
     pixel_bounds: PixelBounds = PixelBounds()
     """Of images that have none of their own."""
+    frame_bounds: FrameBounds = FrameBounds()
+    """Of videos."""
     cache_salt: str = ""
     """Prompts are reused only among requests with the same salt: others cannot learn from timing what was asked."""
     client: str = ""
@@ -167,9 +219,9 @@ class GenerationRequest:
     """For models that point at things; None: the defaults."""
 
     @property
-    def images(self) -> list[Image]:
-        """All pictures of the conversation, in order."""
-        return [part for message in self.messages for part in message.parts if isinstance(part, Image)]
+    def attachments(self) -> list[Attachment]:
+        """All that the conversation holds beside text, in order."""
+        return [part for message in self.messages for part in message.parts if not isinstance(part, str)]
 
 
 @dataclass(frozen=True, slots=True)

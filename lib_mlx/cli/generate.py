@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lib_mlx.generation import Finished, Image, Message, ReasoningDelta, TextDelta, ToolCallDelta
+from lib_mlx.generation import Finished, Message, ReasoningDelta, TextDelta, ToolCallDelta
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from lib_mlx.api import Model
-    from lib_mlx.generation import GenerationEvent, SamplingParams
+    from lib_mlx.generation import Attachment, GenerationEvent, SamplingParams
 
 # What a terminal obeys: of a model's text, lines and tabs alone are followed.
 _CONTROLS = str.maketrans(dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)]))
@@ -47,11 +47,11 @@ def load(name: str, **options: Any) -> Model:
     return model
 
 
-def question(text: str, images: Iterable[Path]) -> Message:
-    """Return a user's message: the images, then the text; raises InvalidArgument if there is no such file."""
-    from lib_mlx.api import image_of
+def question(text: str, images: Iterable[Path], audio: Iterable[Path] = ()) -> Message:
+    """Return a user's message: images, sounds, then the text; raises InvalidArgument if there is no such file."""
+    from lib_mlx.api import image_of, sound_of
 
-    parts: tuple[str | Image, ...] = (*map(image_of, images), text)
+    parts: tuple[str | Attachment, ...] = (*map(image_of, images), *map(sound_of, audio), text)
     return Message("user", text, parts=parts if len(parts) > 1 else ())
 
 

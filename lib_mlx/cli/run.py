@@ -23,6 +23,10 @@ Images = Annotated[
     list[Path] | None,
     typer.Option("--image", "-i", help="A picture that the text is about; may be given several times."),
 ]
+Sounds = Annotated[
+    list[Path] | None,
+    typer.Option("--audio", "-a", help="A sound that the text is about; may be given several times."),
+]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
 
 
@@ -34,6 +38,7 @@ def run(
     temperature: Temperature = None,
     seed: Seed = None,
     image: Images = None,
+    audio: Sounds = None,
 ) -> None:
     """Answer one prompt: the text on stdout as it comes, then tokens and speed on stderr."""
     from lib_mlx.cli.generate import answer, figures, load, question
@@ -42,7 +47,7 @@ def run(
     text = " ".join(prompt) if prompt else sys.stdin.read().strip()
     if not text:
         raise typer.BadParameter("There is nothing to ask.")
-    messages = [*([Message("system", system)] if system else []), question(text, image or ())]
+    messages = [*([Message("system", system)] if system else []), question(text, image or (), audio or ())]
     with load(model) as loaded:
         _, finished = answer(loaded, messages, SamplingParams(temperature=temperature, seed=seed), max_tokens)
     if finished is None:

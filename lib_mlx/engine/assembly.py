@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lib_mlx.engine.prefix_store import PrefixStore
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
-    from lib_mlx.models.media_prompt import MediaReader
+    from lib_mlx.models.media_reader import MediaReader
 
 _PREFIX_BYTES = 2 << 30  # of KV kept of past requests, if the machine has ten times as much memory
 _IMAGE_BYTES = 256 << 20  # of features kept of past images, if the machine has fifty times as much memory
@@ -88,14 +88,14 @@ def new_store(checkpoint: Checkpoint, weights: Weights, config: EngineConfig) ->
 def new_media(
     checkpoint: Checkpoint, tokenizer: LoadedTokenizer, weights: Weights, config: EngineConfig
 ) -> tuple[MediaReader | None, MediaEncoder | None]:
-    """Return what reads a request's images and what encodes them, of a model with encoders."""
+    """Return what reads a request's images and sounds and what encodes them, of a model with encoders."""
     if weights.vision is None:
         return None, None
     from lib_mlx.engine.media_encoder import MediaEncoder
-    from lib_mlx.models.media_prompt import MediaReader
+    from lib_mlx.models.media_reader import MediaReader
 
     bounds = PixelBounds(config.min_pixels, config.max_pixels)
-    reader = MediaReader(checkpoint, tokenizer, weights.vision.image_token, bounds)
+    reader = MediaReader(checkpoint, tokenizer, weights.vision.placeholders, bounds)
     kept = config.image_cache_bytes
     if kept is None:
         kept = min(_IMAGE_BYTES, memory.total_bytes() // 50)

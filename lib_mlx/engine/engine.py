@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
-    from lib_mlx.models.media_prompt import MediaReader
+    from lib_mlx.models.media_reader import MediaReader
     from lib_mlx.status import EncoderState
 
     Prepared = PreparedRequest | PreparedGrounding
@@ -96,9 +96,11 @@ class EngineModel:
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the model can do: completion, and of vision, grounding, tools and thinking what it shows."""
+        """What the model can do: completion, and what it has of vision, audio, video, grounding, tools, thinking."""
         has = {
-            "vision": self._preparer.sees,
+            "vision": "image" in self._preparer.reads,
+            "audio": "audio" in self._preparer.reads,
+            "video": "video" in self._preparer.reads and self._pointing is None,
             "grounding": self._pointing is not None,
             "tools": self._tokenizer.wrapper.has_tool_calling,
             "thinking": self.reasons,

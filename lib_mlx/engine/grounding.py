@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lib_mlx.engine.sampling import resolve_sampling
 from lib_mlx.errors import ContextLengthExceeded, Internal, InvalidArgument, UnsupportedFeature
-from lib_mlx.generation import Failed, Finished, Grounded, GroundingOptions, Message, TextDelta, Timings, Usage
+from lib_mlx.generation import Failed, Finished, Grounded, GroundingOptions, Image, Message, TextDelta, Timings, Usage
 from lib_mlx.grounding.actor import GroundingPrompt
 from lib_mlx.grounding.screenshot import Screenshot, fetched
 from lib_mlx.models.pictures import content_of, decode
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.engine.sampling import ResolvedSampling
     from lib_mlx.errors import LibMlxError
-    from lib_mlx.generation import GenerationRequest, Image
+    from lib_mlx.generation import GenerationRequest
     from lib_mlx.grounding.interface import Interface
     from lib_mlx.grounding.result import Grounding
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer
-    from lib_mlx.models.media_prompt import MediaReader, PromptMedia
+    from lib_mlx.models.media_prompt import PromptMedia
+    from lib_mlx.models.media_reader import MediaReader
     from lib_mlx.models.vision_network import MediaPlan
 
 MOST_TOKENS = 256
@@ -150,7 +151,14 @@ def _question(messages: tuple[Message, ...]) -> tuple[Image, str, str | None]:
     """Return the picture, the instruction and the system prompt, if there is one."""
     system = [message.content for message in messages if message.role == "system"]
     asked = [message for message in messages if message.role != "system"]
-    images = [part for message in asked for part in message.parts if not isinstance(part, str)]
+    images: list[Image] = []
+    for part in (part for message in asked for part in message.parts):
+        if isinstance(part, Image):
+            images.append(part)
+        elif not isinstance(part, str):
+            raise UnsupportedFeature(
+                "This model reads text and an image, nothing else.", hint="Send a screenshot.", param=part.param
+            )
     if len(images) != 1 or len(asked) != 1 or asked[0].role != "user":
         raise InvalidArgument(
             f"This model is asked with one picture and one instruction, not with {len(images)} pictures in "

@@ -172,7 +172,7 @@ class Job:
         def seen(tokens: mx.array) -> mx.array:
             if request.media is None:
                 return tokens
-            return mx.where(tokens < 0, mx.array(request.media.image_token, tokens.dtype), tokens)
+            return mx.where(tokens < 0, mx.array(request.media.stand_in, tokens.dtype), tokens)
 
         processors = make_processors(self._sampling, len(request.prompt))
         if request.grammar is not None:

@@ -1,4 +1,4 @@
-"""Images on their way into the network, one after the other. Engine thread only, but for the numbers of pixels.
+"""Images and sounds on their way into the network, one after the other. Engine thread only.
 
 A request whose images are not known waits here, outside the batch. The pixels of one image are made into numbers on a
 thread of their own; then the encoder runs on the engine thread, and between two of its layers the worker goes on with
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from lib_mlx.engine.event_stream import EventStream
     from lib_mlx.generation import Failed
-    from lib_mlx.models.media_prompt import Inputs, MediaReader, Picture, PromptMedia
+    from lib_mlx.models.media_prompt import Inputs, Medium, PromptMedia
+    from lib_mlx.models.media_reader import MediaReader
     from lib_mlx.models.vision_network import MediaPlan, VisionNetwork
 
 log = logging.getLogger(__name__)
@@ -97,15 +98,15 @@ class _Task:
 
 
 class _Interrupted(Exception):
-    """The image that is being encoded is not wanted any more, or not now."""
+    """What is being encoded is not wanted any more, or not now."""
 
 
 class MediaEncoder:
-    """Encodes the images of one model's requests.
+    """Encodes the images and sounds of one model's requests.
 
     Args:
         network: encodes.
-        reader: makes numbers of pixels.
+        reader: makes numbers of pixels and samples.
         max_bytes: bound on the features that are kept.
     """
 
@@ -181,32 +182,32 @@ class MediaEncoder:
         if not task.missing or task.job.request.media is None or task.job.error is not None:
             return False
         if not self._suspended:
-            picture = task.job.request.media.pictures[task.missing[0]]
-            future = self._pool.submit(self._reader.inputs, picture)
-            future.add_done_callback(lambda made: get_worker().post(lambda: self._take(task, picture, made)))
+            medium = task.job.request.media.media[task.missing[0]]
+            future = self._pool.submit(self._reader.inputs, medium)
+            future.add_done_callback(lambda made: get_worker().post(lambda: self._take(task, medium, made)))
         return True
 
     def _current(self, task: _Task) -> bool:
         return bool(self._tasks) and self._tasks[0] is task
 
-    def _take(self, task: _Task, picture: Picture, made: Future[Inputs]) -> None:
-        """Encode an image whose pixels are numbers now, and go on."""
-        if not self._current(task) or self._suspended or self.active or task.missing[0] != picture.digest:
+    def _take(self, task: _Task, medium: Medium, made: Future[Inputs]) -> None:
+        """Encode a medium that is numbers now, and go on."""
+        if not self._current(task) or self._suspended or self.active or task.missing[0] != medium.digest:
             return  # given up meanwhile, or begun again after a suspension
         self.active = True
         try:
-            self._encode(task, picture, made.result())
+            self._encode(task, medium, made.result())
         except _Interrupted:
             pass
         except BaseException as error:  # a panic in Rust is no Exception
-            log.exception("an image could not be encoded")
+            log.exception("a medium could not be encoded")
             task.job.cancel(error if isinstance(error, LibMlxError) else internal_error(error))
         finally:
             self.active = False
         if self._tasks:
             self._advance(self._tasks[0])
 
-    def _encode(self, task: _Task, picture: Picture, inputs: Inputs) -> None:
+    def _encode(self, task: _Task, medium: Medium, inputs: Inputs) -> None:
         def breathe() -> None:
             get_worker().breathe()
             if not self._current(task) or self._suspended or task.job.error is not None:
@@ -214,10 +215,10 @@ class MediaEncoder:
 
         if self._network is None or task.job.plan is None:
             return
-        features = self._network.encode(picture.shape.tokens, inputs, breathe)
+        features = self._network.encode(medium.kind, medium.shape.tokens, inputs, breathe)
         if not self.loaded:
             self.loaded = True
             self.told()
-        self.features.store(picture.digest, features)
-        task.job.plan.features[picture.digest] = features
+        self.features.store(medium.digest, features)
+        task.job.plan.features[medium.digest] = features
         task.missing.popleft()

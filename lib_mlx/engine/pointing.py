@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lib_mlx.engine.media_encoder import MediaEncoder
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
-    from lib_mlx.models.media_prompt import MediaReader
+    from lib_mlx.models.media_reader import MediaReader
 
 
 @dataclass(frozen=True)

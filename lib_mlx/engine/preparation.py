@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
     from lib_mlx.config import GenerationDefaults
     from lib_mlx.engine.grammar import Grammar
-    from lib_mlx.generation import GenerationRequest, Tool
+    from lib_mlx.generation import GenerationRequest, MediaKind, Tool
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer
-    from lib_mlx.models.media_prompt import MediaReader, PromptMedia
+    from lib_mlx.models.media_prompt import PromptMedia
+    from lib_mlx.models.media_reader import MediaReader
 
 T = TypeVar("T")
+_PLURALS: dict[MediaKind, str] = {"image": "images", "audio": "sounds", "video": "videos"}
 
 
 class RequestPreparer:
@@ -41,7 +43,7 @@ class RequestPreparer:
         context_length: the most tokens of prompt and completion together.
         thinking: whether templates may open a reasoning block by default.
         cuts_prompts: whether to find the ends of messages in prompts, where their caches are kept.
-        media: reads images, if the model does.
+        media: reads images and sounds, if the model has encoders.
     """
 
     def __init__(
@@ -58,8 +60,7 @@ class RequestPreparer:
     ) -> None:
         self._sampling = sampling_defaults(checkpoint.generation_config, generation)
         self._max_tokens = generation.max_tokens
-        self._media = media if media and media.available else None
-        self._blind = "gives images no place that is known here" if media else "reads text, not images"
+        self._media = media
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._context_length = context_length
@@ -76,9 +77,9 @@ class RequestPreparer:
         return bool(self._tokenizer.wrapper.has_thinking)
 
     @property
-    def sees(self) -> bool:
-        """Whether the model reads images."""
-        return self._media is not None
+    def reads(self) -> frozenset[MediaKind]:
+        """What the model reads beside text."""
+        return self._media.kinds if self._media else frozenset()
 
     @property
     def limits_reasoning(self) -> bool:
@@ -96,6 +97,7 @@ class RequestPreparer:
         self._refuse_impossible(request)
         if request.prompt is not None:
             return self._prepare_raw(request, request.prompt)
+        request = self._media.unrolled(request) if self._media else request
         thinking = self._thinks(request)
         prompt, opening = self._prompt(request, thinking=thinking)
         boundaries = self._boundaries(prompt, request, thinking=thinking)
@@ -181,21 +183,21 @@ class RequestPreparer:
         self._refuse_impossible(request)
         if request.prompt is not None:
             return len(self.encode(request.prompt))
+        request = self._media.unrolled(request) if self._media else request
         prompt, _ = self._prompt(request, thinking=self._thinks(request))
         return len(self._place(request, prompt, (), bounded=False)[0])
 
     def _place(
         self, request: GenerationRequest, prompt: list[int], boundaries: tuple[int, ...], *, bounded: bool = True
     ) -> tuple[list[int], PromptMedia | None, tuple[int, ...]]:
-        """Return the prompt with what stands for its images, if it is `bounded` within the context.
+        """Return the prompt with what stands for its images and sounds, if it is `bounded` within the context.
 
         See `MediaReader.place`.
         """
-        if not request.images or self._media is None:
+        if not request.attachments or self._media is None:
             return prompt, None, boundaries
-        context_length = self._context_length if bounded else None
-        pictures = self._media.read(request, context_length)
-        return self._media.place(prompt, pictures, boundaries)
+        media = self._media.read(request, self._context_length if bounded else None)
+        return self._media.place(prompt, media, boundaries)
 
     def _thinks(self, request: GenerationRequest) -> bool:
         """Whether the template may open a reasoning block; not for an answer that has begun."""
@@ -225,10 +227,15 @@ class RequestPreparer:
                 hint="End the conversation with the user's message.",
                 param=request.constraint.param if request.constraint else "thinking",
             )
-        if request.images and self._media is None:
-            raise UnsupportedFeature(
-                f"This model {self._blind}.", hint="Use another vision model.", param=request.images[0].param
-            )
+        for attachment in request.attachments:
+            if attachment.kind not in self.reads:
+                reads = ", ".join(["text", *(_PLURALS[kind] for kind in _PLURALS if kind in self.reads)])
+                reads = " and ".join(reads.rsplit(", ", 1))
+                raise UnsupportedFeature(
+                    f"This model reads {reads}, not {_PLURALS[attachment.kind]}.",
+                    hint="`capabilities` of GET /v1/models tells what others read.",
+                    param=attachment.param,
+                )
         if request.grounding is not None:
             raise UnsupportedFeature(
                 "This model does not point at things.", hint="Use a GUI-Actor, or leave it out.", param="grounding"

@@ -53,7 +53,7 @@ class Backbone:
             grid: of its patches: 1, rows, columns.
         """
         texts = self._inner.embed_tokens(mx.array(list(tokens)))
-        begin = tokens.index(self._network.image_token or 0)
+        begin = tokens.index(self._network.placeholders["image"])
         end = begin + features.shape[0]
         values = mx.concatenate([texts[:begin], features.astype(texts.dtype), texts[end:]])[None]
         positions, delta = self._network.places(tokens, [grid])

@@ -206,7 +206,7 @@ def _template_message(turn: Message, current: bool, think: tuple[str | None, str
 def _template_content(turn: Message) -> str | list[dict[str, str]]:
     if not turn.parts:
         return turn.content
-    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in turn.parts]
+    return [{"type": "text", "text": part} if isinstance(part, str) else {"type": part.kind} for part in turn.parts]
 
 
 def _template_calls(calls: Iterable[ToolCall]) -> Iterable[dict[str, Any]]:

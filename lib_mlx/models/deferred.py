@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _PACKAGES = frozenset({"transformers", "huggingface_hub"})
 _repairs: list[Any] = []  # what was made from stand-ins and waits for the real thing: (function, arguments)
 _lock = threading.RLock()
+importing = threading.RLock()
+"""Held while transformers is imported, also in parts and late: two threads at it can meet half-made modules."""
 
 
 class Deferred:
@@ -31,10 +33,11 @@ class Deferred:
 
     def real(self) -> Any:
         """Import and return what this stands for."""
-        found = getattr(importlib.import_module(self._source), self._name)
-        if self._source.startswith("transformers"):
-            _repair()
-        return found
+        with importing:
+            found = getattr(importlib.import_module(self._source), self._name)
+            if self._source.startswith("transformers"):
+                _repair()
+            return found
 
     def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):  # asked by `typing` and the like, of whatever they meet

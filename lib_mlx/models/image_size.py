@@ -1,4 +1,4 @@
-"""How large images enter Qwen's vision models: multiples of one merged patch, with bounded area. Pure arithmetic."""
+"""How large images and videos enter Qwen's vision models: multiples of a merged patch, with bounded area."""
 
 from __future__ import annotations
 
@@ -67,3 +67,21 @@ def _shrunk(height: int, width: int, factor: int, max_pixels: int) -> tuple[int,
 def _enlarged(height: int, width: int, factor: int, min_pixels: int) -> tuple[int, int]:
     by = math.sqrt(min_pixels / (height * width))
     return math.ceil(height * by / factor) * factor, math.ceil(width * by / factor) * factor
+
+
+def smart_resize_video(
+    frames: int, height: int, width: int, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Return (height, width) of the frames of a video as mlx-vlm's processor makes them, without its least side.
+
+    `min_pixels` and `max_pixels` bound all frames together, of which there is an even number then.
+    """
+    high, wide = (max(factor, round(side / factor) * factor) for side in (height, width))
+    together = math.ceil(frames / 2) * 2 * high * wide
+    if together > max_pixels:
+        by = math.sqrt(frames * height * width / max_pixels)
+        high, wide = (max(factor, math.floor(side / by / factor) * factor) for side in (height, width))
+    elif together < min_pixels:
+        by = math.sqrt(min_pixels / (frames * height * width))
+        high, wide = (math.ceil(side * by / factor) * factor for side in (height, width))
+    return high, wide

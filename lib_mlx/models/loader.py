@@ -206,6 +206,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
         UnsupportedModel: it wants to run code of its own.
     """
     from lib_mlx.models import upstream
+    from lib_mlx.models.deferred import importing
     from lib_mlx.models.tokenizer import read_tokenizer
 
     # Without this answer transformers asks on the host's terminal whether to run a checkpoint's code.
@@ -216,7 +217,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> LoadedTokenizer:
             tokenizer, config = light
             wrapper = upstream.wrap_tokenizer(tokenizer, eos, config.get("tool_parser_type"))
         else:
-            wrapper = upstream.load_tokenizer(checkpoint.path, extra, eos_token_ids=eos)
+            with importing:
+                wrapper = upstream.load_tokenizer(checkpoint.path, extra, eos_token_ids=eos)
     except Exception as error:
         detail = str(error).split("\n", 1)[0][:300]
         if "trust_remote_code" in str(error):

@@ -11,20 +11,20 @@ from lib_mlx.errors import InvalidArgument
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-    from lib_mlx.generation import Image
+    from lib_mlx.generation import Image, Video
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 100_000_000
 """Of a file: a few kilobytes can unpack to gigabytes."""
 
 
-def content_of(image: Image) -> bytes:
-    """Return the content of an image's file; raises InvalidArgument if that has not been fetched."""
-    if not isinstance(image.source, bytes):
+def content_of(file: Image | Video) -> bytes:
+    """Return the content of an image's or a video's file; raises InvalidArgument if that has not been fetched."""
+    if not isinstance(file.source, bytes):
         raise InvalidArgument(
-            "The image is a URL, which is not fetched here.", hint="Give the file's content.", param=image.param
+            f"The {file.kind} is a URL, which is not fetched here.", hint="Give the file's content.", param=file.param
         )
-    return image.source
+    return file.source
 
 
 def decode(content: bytes, param: str) -> Picture:

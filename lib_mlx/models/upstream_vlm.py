@@ -12,15 +12,20 @@ import copy
 import importlib.util
 import os
 import threading
+import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lib_mlx.errors import CorruptModel, LibMlxError, UnsupportedModel
+from lib_mlx.models.deferred import importing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     import mlx.core as mx
+    from numpy.typing import NDArray
 
     from lib_mlx.models.checkpoint import Checkpoint
 
@@ -28,6 +33,7 @@ POINTER_HEAD = "multi_patch_pointer_head."
 """GUI-Actor's head, which is not part of the network (see `lib_mlx.grounding`)."""
 _SHOWN = 4  # names of tensors in an error
 _lock = threading.Lock()
+_imported: set[str] = set()  # model types
 
 
 @contextlib.contextmanager
@@ -43,7 +49,7 @@ def _unchanged_environment() -> Iterator[None]:
 
 
 def import_mlx_vlm(checkpoint: Checkpoint) -> None:
-    """Import mlx-vlm's part for `checkpoint`, which takes seconds.
+    """Import mlx-vlm's part for `checkpoint`, which takes seconds; at once if that has been done.
 
     Raises:
         UnsupportedModel: it is not installed, or does not know the architecture.
@@ -53,7 +59,9 @@ def import_mlx_vlm(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path.name!r} reads images or audio, and mlx-vlm is not installed.",
             hint="pip install 'lib-mlx[vision]'",
         )
-    with _unchanged_environment():
+    if checkpoint.model_type in _imported:  # the engine thread never waits here for another load
+        return
+    with importing, _unchanged_environment():
         from mlx_vlm import utils
 
         kind = utils.get_model_type(checkpoint.config)
@@ -64,6 +72,7 @@ def import_mlx_vlm(checkpoint: Checkpoint) -> None:
                 hint="mlx-lm and mlx-vlm list what they support.",
             )
         importlib.import_module(f"mlx_vlm.models.{kind}")
+        _imported.add(checkpoint.model_type)
 
 
 def load_model(checkpoint: Checkpoint) -> tuple[Any, dict[str, mx.array]]:
@@ -178,7 +187,17 @@ def load_processor(checkpoint: Checkpoint) -> Any:
     """
     from mlx_vlm import utils
 
-    # Without these answers the checkpoint's own code would be run, and the network asked for missing files.
-    return utils.load_processor(
-        checkpoint.path, add_detokenizer=False, trust_remote_code=checkpoint.trusted, local_files_only=True
-    )
+    with importing, warnings.catch_warnings():  # of what a checkpoint's author has chosen
+        warnings.simplefilter("ignore")
+        # Without these answers the checkpoint's own code would be run, and the network asked for missing files.
+        return utils.load_processor(
+            checkpoint.path, add_detokenizer=False, trust_remote_code=checkpoint.trusted, local_files_only=True
+        )
+
+
+def resample(samples: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
+    """Return `samples` at another rate, as mlx-vlm does it: by mlx-audio's filter."""
+    with _unchanged_environment():
+        from mlx_audio.resample import resample_audio_array
+
+    return np.asarray(resample_audio_array(samples, rate, wanted), np.float32)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import mlx.core as mx
 import numpy as np
@@ -28,14 +28,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from lib_mlx.generation import MediaKind
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.kv_cache import KVCache as Caches
     from lib_mlx.models.media_prompt import PromptMedia, Span
 
 _UNDERSTOOD = frozenset({
-    "inputs_embeds", "position_ids", "rope_deltas", "visual_pos_masks", "deepstack_visual_embeds"
+    "inputs_embeds", "position_ids", "rope_deltas", "visual_pos_masks", "deepstack_visual_embeds", "per_layer_inputs"
 })  # fmt: skip
 """What `VisionNetwork` takes of an upstream model's embeddings."""
+
+
+_FILMS = frozenset({"qwen2_vl", "qwen2_5_vl"})
+"""Whose videos are one run of tokens each, and two frames a step of them."""
 
 
 @dataclass(eq=False)
@@ -55,7 +60,7 @@ class MediaPlan:
 
     def missing(self, known: int) -> list[str]:
         """Return the digests of images whose features the tokens from `known` on need and that are not there."""
-        wanted = dict.fromkeys(span.image for span in self.spans if span.stop > known)
+        wanted = dict.fromkeys(span.medium for span in self.spans if span.stop > known)
         return [digest for digest in wanted if digest not in self.features]
 
     def within(self, begin: int, length: int) -> list[tuple[int, mx.array]]:
@@ -65,7 +70,7 @@ class MediaPlan:
             start, stop = max(span.start, begin), min(span.stop, begin + length)
             if start < stop:
                 first = span.first + start - span.start
-                pieces.append((start - begin, self.features[span.image][first : first + stop - start]))
+                pieces.append((start - begin, self.features[span.medium][first : first + stop - start]))
         return pieces
 
     def reaches(self, begin: int) -> bool:
@@ -161,14 +166,14 @@ class VisionNetwork:
 
     Args:
         model: as it was loaded.
-        image_token: the token that stands for a piece of an image; None if the model has none.
+        placeholders: the tokens that stand for a piece of an image or a sound, by kind.
         apart: tensors that are no part of it, by name.
     """
 
-    def __init__(self, model: Any, image_token: int | None, apart: Mapping[str, mx.array]) -> None:
+    def __init__(self, model: Any, placeholders: Mapping[MediaKind, int], apart: Mapping[str, mx.array]) -> None:
         self.whole = model
         self.language = model.language_model
-        self.image_token = image_token
+        self.placeholders = placeholders
         self.apart = dict(apart)
         self.rotates = callable(getattr(self.language, "get_rope_index", None))
         """Whether tokens have places in time, height and width."""
@@ -225,13 +230,17 @@ class VisionNetwork:
     def _embed(self, tokens: mx.array, state: RowState) -> tuple[mx.array, dict[str, Any]]:
         """Return the tokens as the tokenizer knows them, and what the network is given in place of them."""
         images = tokens < 0
-        tokens = mx.where(images, mx.array(cast("int", self.image_token), tokens.dtype), tokens)
-        texts = self.whole.get_input_embeddings(tokens, None).inputs_embeds
+        # Whichever it is: features come in its place, and what else is made of tokens is the same for all of them.
+        tokens = mx.where(images, mx.array(next(iter(self.placeholders.values())), tokens.dtype), tokens)
+        embeddings = self.whole.get_input_embeddings(tokens, None)
+        texts = embeddings.inputs_embeds
         length = tokens.shape[1]
         width = texts.shape[-1]
         found = [row.plan.within(row.offset, length) if row.plan else [] for row in state.rows]
         rows = [_with_features(texts[index], pieces) for index, pieces in enumerate(found)]
         options: dict[str, Any] = {"inputs_embeds": mx.stack(rows)}
+        if embeddings.per_layer_inputs is not None:
+            options["per_layer_inputs"] = embeddings.per_layer_inputs
         features = [piece for pieces in found for _, piece in pieces]
         if features and features[0].shape[-1] > width:
             options["visual_pos_masks"] = images
@@ -240,11 +249,16 @@ class VisionNetwork:
         return tokens, options
 
     def encode(
-        self, tokens: Sequence[int], inputs: Mapping[str, Any], between: Callable[[], None] = lambda: None
+        self,
+        kind: MediaKind,
+        tokens: Sequence[int],
+        inputs: Mapping[str, Any],
+        between: Callable[[], None] = lambda: None,
     ) -> mx.array:
-        """Return the features of one image, of shape (image tokens, hidden).
+        """Return the features of one image or sound, of shape (its placeholders, hidden).
 
         Args:
+            kind: what it is.
             tokens: what stands for it in a prompt.
             inputs: what the processor made of it.
             between: called between two layers of the encoder; what it raises ends the work.
@@ -252,6 +266,8 @@ class VisionNetwork:
         Raises:
             UnsupportedFeature: the network wants more of an image than features.
         """
+        if kind == "image" and getattr(self.language.config, "use_bidirectional_attention", None) == "vision":
+            raise _unreadable("attention in both directions")
         ids = mx.array([list(tokens)])
         arrays = {"mask": mx.ones_like(ids), **{name: mx.array(value) for name, value in inputs.items()}}
         try:
@@ -263,10 +279,8 @@ class VisionNetwork:
             ) from error
         extras = {name for name, value in embeddings.to_dict().items() if value is not None} - _UNDERSTOOD
         if extras:
-            raise UnsupportedFeature(
-                f"Images of this architecture cannot be read: it needs {min(extras)}.", hint="Use another model."
-            )
-        places = [index for index, token in enumerate(tokens) if token == self.image_token]
+            raise _unreadable(min(extras))
+        places = [index for index, token in enumerate(tokens) if token == self.placeholders[kind]]
         deep = embeddings.deepstack_visual_embeds
         own = embeddings.inputs_embeds[0, mx.array(places)]
         features = own if deep is None else mx.concatenate([own, *deep], axis=-1)
@@ -280,14 +294,16 @@ class VisionNetwork:
 
     def plan(self, media: PromptMedia) -> MediaPlan:
         """Return the plan of a prompt with images, of which none is encoded yet."""
-        return MediaPlan(media.spans, *self.places(media.tokens, media.grids))
+        return MediaPlan(media.spans, *self.places(media.tokens, media.grids, media.video_grids))
 
-    def places(self, tokens: Sequence[int], grids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32] | None, int]:
-        """Return `MediaPlan.positions` and `delta` of a prompt; `grids` are the images' (time, height, width)."""
-        if not self.rotates or not grids:
+    def places(
+        self, tokens: Sequence[int], grids: Sequence[Sequence[int]], video_grids: Sequence[Sequence[int]] = ()
+    ) -> tuple[NDArray[np.int32] | None, int]:
+        """Return `MediaPlan.positions` and `delta` of a prompt; grids are (time, height, width)."""
+        if not self.rotates or not (grids or video_grids):
             return None, 0
-        shapes = mx.array([list(grid) for grid in grids])
-        positions, delta = self.language.get_rope_index(mx.array([list(tokens)]), shapes, None, None)
+        shapes, clips = (mx.array([list(grid) for grid in some]) if some else None for some in (grids, video_grids))
+        positions, delta = self.language.get_rope_index(mx.array([list(tokens)]), shapes, clips, None)
         return np.array(positions[:, 0], np.int32), int(delta.item())
 
 
@@ -323,13 +339,28 @@ def load_network(checkpoint: Checkpoint) -> VisionNetwork:
     """
     upstream_vlm.import_mlx_vlm(checkpoint)
     model, apart = upstream_vlm.load_model(checkpoint)
-    return VisionNetwork(model, image_token(checkpoint), apart)
+    return VisionNetwork(model, _placeholders(checkpoint, model), apart)
 
 
-def image_token(checkpoint: Checkpoint) -> int | None:
-    """Return the token that stands for a piece of an image, None if the checkpoint names none."""
-    values = (checkpoint.config.get(name) for name in ("image_token_id", "image_token_index"))
-    return next((value for value in values if isinstance(value, int)), None)
+def _placeholders(checkpoint: Checkpoint, model: Any) -> dict[MediaKind, int]:
+    """Return the tokens that stand for a piece of what `model` has encoders of; none if the checkpoint names none."""
+    names: dict[MediaKind, tuple[str, ...]] = {"image": ("image_token_id", "image_token_index")}
+    if isinstance(getattr(model, "audio_tower", None), Module):
+        names["audio"] = ("audio_token_id",)
+    if checkpoint.model_type in _FILMS:
+        names["video"] = ("video_token_id",)
+    values = {kind: [checkpoint.config.get(name) for name in own] for kind, own in names.items()}
+    return {kind: one for kind, ones in values.items() if (one := next(filter(_is_token, ones), None)) is not None}
+
+
+def _is_token(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int)
+
+
+def _unreadable(need: str) -> UnsupportedFeature:
+    return UnsupportedFeature(
+        f"Images of this architecture cannot be read: it needs {need}.", hint="Use another model."
+    )
 
 
 def _offset(cache: Caches) -> int:

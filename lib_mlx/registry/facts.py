@@ -29,7 +29,7 @@ class ModelFacts:
     """When its files changed last, in seconds since the epoch."""
     template: str
     capabilities: tuple[str, ...]
-    """Of completion, vision, grounding, tools, thinking."""
+    """Of completion, vision, audio, video, grounding, tools, thinking."""
     config: dict[str, Any]
 
 
@@ -50,6 +50,10 @@ def read_facts(entry: ModelEntry) -> ModelFacts:
     else:  # what the engine would find out from the tokenizer
         found = {
             "vision": inspected.has_towers and "image" in template,
+            "audio": inspected.has_towers
+            and isinstance(inspected.config.get("audio_config"), dict)
+            and "audio" in template,
+            "video": inspected.has_towers and "image" in template and not is_pointer_model(inspected.config),
             "grounding": inspected.has_towers and is_pointer_model(inspected.config),
             "tools": "tools" in template,
         }

@@ -48,7 +48,7 @@ class ModelObject(TypedDict):
     adapters: list[str]
     """The names of those that may be used."""
     capabilities: list[str] | None
-    """Of completion, vision, tools, thinking; null if that is not known yet."""
+    """Of completion, vision, audio, video, tools, thinking; null if that is not known yet."""
     memory_bytes: int
     requests: int
     """That use it."""

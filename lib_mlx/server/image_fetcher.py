@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
+from lib_mlx.generation import Sound
 from lib_mlx.models.fetch import tls_context
 
 if TYPE_CHECKING:
     from lib_mlx.config import ServerConfig
-    from lib_mlx.generation import GenerationRequest, Image, Message
+    from lib_mlx.generation import Attachment, GenerationRequest, MediaKind, Message
 
 MAX_BYTES = 32 << 20
 TIME_S = 15.0
@@ -56,31 +57,36 @@ class ImageFetcher:
             UnsupportedFeature: such URLs are not read here.
             InvalidArgument: the image cannot be had.
         """
-        if all(isinstance(image.source, bytes) for image in request.images):
+        if all(isinstance(one.source, bytes) for one in request.attachments):
             return request
         return replace(request, messages=tuple([await self._message(message) for message in request.messages]))
 
     async def _message(self, message: Message) -> Message:
-        parts = [part if isinstance(part, str) else await self._image(part) for part in message.parts]
+        parts = [part if isinstance(part, str) else await self._fetched(part) for part in message.parts]
         return replace(message, parts=tuple(parts))
 
-    async def _image(self, image: Image) -> Image:
-        if isinstance(image.source, bytes):
+    async def _fetched(self, image: Attachment) -> Attachment:
+        if isinstance(image, Sound) or isinstance(image.source, bytes):
             return image
-        local = image.source.startswith(("/", "file:", "FILE:"))
+        source = image.source
+        local = source.startswith(("/", "file:", "FILE:"))
         if not (self._folders if local else self._urls != "none"):
             key = "allowed_image_paths" if local else "image_urls"
             raise UnsupportedFeature(
-                f"This server reads no images from {'files' if local else 'URLs'}.",
-                hint=f"Send the image itself (base64), or start the server with {key!r}.",
+                f"This server reads no {image.kind}s from {'files' if local else 'URLs'}.",
+                hint=f"Send the {image.kind} itself (base64), or start the server with {key!r}.",
                 param=image.param,
             )
         async with self._turn:
             try:
-                content = await asyncio.to_thread(self._read_file if local else self._fetch, image.source)
+                content = await asyncio.to_thread(
+                    lambda: self._read_file(source) if local else self._fetch(source, image.kind)
+                )
             except _Refused as refusal:
                 raise InvalidArgument(
-                    f"The image cannot be read: {refusal}.", hint="Send the image itself.", param=image.param
+                    f"The {image.kind} cannot be read: {refusal}.",
+                    hint=f"Send the {image.kind} itself.",
+                    param=image.param,
                 ) from None
         return replace(image, source=content)
 
@@ -100,11 +106,11 @@ class ImageFetcher:
         except (OSError, ValueError):
             raise _Refused("there is no such file") from None
 
-    def _fetch(self, url: str) -> bytes:
+    def _fetch(self, url: str, what: MediaKind) -> bytes:
         until = time.monotonic() + TIME_S
         try:
             for _ in range(_REDIRECTS + 1):
-                moved, content = self._get(url, until)
+                moved, content = self._get(url, what, until)
                 if moved is None:
                     return content
                 url = urllib.parse.urljoin(url, moved)
@@ -112,7 +118,7 @@ class ImageFetcher:
             raise _Refused("it did not come") from None
         raise _Refused("it was moved too often")
 
-    def _get(self, url: str, until: float) -> tuple[str | None, bytes]:
+    def _get(self, url: str, what: MediaKind, until: float) -> tuple[str | None, bytes]:
         """Return where the URL has moved, or its content."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
@@ -130,7 +136,7 @@ class ImageFetcher:
             end.daemon = True
             end.start()
             target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-            connection.request("GET", target, headers={"User-Agent": "lib-mlx", "Accept": "image/*"})
+            connection.request("GET", target, headers={"User-Agent": "lib-mlx", "Accept": f"{what}/*"})
             answer = connection.getresponse()
             _left(until)  # what came may have been cut off because we hung up
             if answer.status in {301, 302, 303, 307, 308}:
@@ -138,7 +144,7 @@ class ImageFetcher:
             if answer.status != 200:
                 raise _Refused(f"the answer was {answer.status}")
             kind = answer.headers.get_content_type()
-            if not kind.startswith("image/") and kind != "application/octet-stream":
+            if not kind.startswith(f"{what}/") and kind != "application/octet-stream":
                 raise _Refused(f"it is {kind!r}")
             content = _body(answer)
             _left(until)

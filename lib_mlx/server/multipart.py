@@ -1,7 +1,7 @@
 """Bodies of `multipart/form-data`: the part `request` is the JSON body, the others are files it refers to.
 
-A file is referred to as `attachment:NAME` (the part's name) wherever a URL or base64 data of an image, a sound or a
-file may stand, so that a host need not encode what it has in memory.
+A file is referred to as `attachment:NAME` (the part's name) wherever a URL or base64 data of an image, a sound, a video
+or a file may stand, so that a host need not encode what it has in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from starlette.datastructures import Headers
 
 _SCHEME = "attachment:"
-_PLACES = frozenset({"url", "image_url", "data", "file_data", "images"})
+_PLACES = frozenset({"url", "image_url", "video_url", "data", "file_data", "images"})
 _MAX_FILES = 64
 
 

@@ -19,6 +19,7 @@ from lib_mlx.cli.generate import Printer
 from lib_mlx.generation import TextDelta
 from tests.checkpoints import SCRIPTS
 from tests.fixtures import GUI
+from tests.models.hearing import build, tone, written
 from tests.models.vision import PLAIN, plain_case
 
 if TYPE_CHECKING:
@@ -80,6 +81,17 @@ def test_pictures(environment: dict[str, str]) -> None:
     assert answer in talk
     gone = run(environment, "run", PLAIN, "a", "--image", "nowhere.png")
     assert "nowhere.png cannot be read" in gone.stderr
+
+
+def test_sounds(environment: dict[str, str], tmp_path: Path) -> None:
+    """`run` has a model that hears listen to them; one that does not says what it takes."""
+    model, sound = build(tmp_path / "hearing"), tmp_path / "a.wav"
+    sound.write_bytes(written(tone(0.5)))
+    done = run(environment, "run", model, "What?", "--audio", sound, "-t", 0, "-n", 4)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("4 tokens")
+    assert "reads text, images and videos, not sounds" in run(environment, "run", PLAIN, "a", "--audio", sound).stderr
+    assert "nowhere.wav cannot be read" in run(environment, "run", PLAIN, "a", "--audio", "nowhere.wav").stderr
 
 
 def test_reasoning_is_not_in_the_output(environment: dict[str, str], crafted: Path) -> None:

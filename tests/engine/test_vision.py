@@ -32,7 +32,7 @@ from lib_mlx.generation import (
     PixelBounds,
     SamplingParams,
 )
-from lib_mlx.models import media_prompt
+from lib_mlx.models import media_reader
 from lib_mlx.models.checkpoint import inspect
 from tests.fixtures import GUI
 from tests.models.vision import PLAIN, plain_case
@@ -339,7 +339,7 @@ def test_more_pixels_than_can_be_used(model: EngineModel, monkeypatch: pytest.Mo
     assert refused(InvalidArgument, PixelBounds(10**12, 10**13)) == "images.0"
     large = PixelBounds(28 * 28 * 1500, 28 * 28 * 2000)
     assert refused(ContextLengthExceeded, *[large] * 50) == "images.2"
-    monkeypatch.setattr(media_prompt, "_MOST_PIXELS", 10**6)
+    monkeypatch.setattr(media_reader, "_MOST_PIXELS", 10**6)
     with pytest.raises(InvalidArgument, match="up to this one"):
         model.count_prompt(request(user(*[Image(small, large)])))
 

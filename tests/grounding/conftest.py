@@ -19,7 +19,7 @@ from lib_mlx.grounding.pointer_head import load_head
 from lib_mlx.grounding.screenshot import Screenshot, fetched
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import load_tokenizer, load_weights
-from lib_mlx.models.media_prompt import MediaReader
+from lib_mlx.models.media_reader import MediaReader
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -62,7 +62,7 @@ class Loaded:
         entering = self.picture(pixels, bounds)
         text = self.interface.prompt(instruction, free=bool(max_tokens))
         _, media, _ = self.reader.place(self.encode(text), [entering], ())
-        features = self.network.encode(entering.shape.tokens, self.reader.inputs(entering))
+        features = self.network.encode("image", entering.shape.tokens, self.reader.inputs(entering))
         assert entering.shape.grid is not None
         screenshot = Screenshot(entering.shape.grid, pixels.width, pixels.height)
         return GroundingPrompt(media.tokens, screenshot, max_tokens), features
@@ -102,7 +102,7 @@ def load_actor(path: Path, cpu_weights: CpuWeights = "auto") -> Loaded:
     backbone, head = Backbone(network), load_head(network.apart, path)
     backend = tokenizer.wrapper.backend_tokenizer
     actor = GuiActor(backbone, head, interface, lambda ids: str(backend.decode(ids, skip_special_tokens=False)))
-    reader = MediaReader(checkpoint, tokenizer, network.image_token, PixelBounds())
+    reader = MediaReader(checkpoint, tokenizer, network.placeholders, PixelBounds())
 
     def encode(text: str) -> list[int]:
         return list(backend.encode(text, add_special_tokens=False).ids)

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fixtures import GUI
+
 if TYPE_CHECKING:
     from pathlib import Path
 
+VISION = GUI / "models/tiny-qwen2-vl"
 BEFORE = (
     "import sys, lib_mlx.models.upstream as upstream; assert not {'transformers', 'huggingface_hub'} & {*sys.modules};"
 )
@@ -104,3 +107,22 @@ def test_imports_of_others_are_not_concerned() -> None:
         "print(builtins.__import__ is original)"
     )
     assert run(code) == "Deferred False\nfunction\nTrue\n"
+
+
+def test_two_loads_at_one_moment(tmp_path: Path) -> None:
+    """One imports mlx-vlm while the other one's tokenizer is left to transformers: both succeed."""
+    other = shutil.copytree(VISION, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer_config.json").read_text())
+    tokenizer["extra_special_tokens"] = {"image_token": "<|image_pad|>"}
+    (other / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    code = (
+        "import lib_mlx, threading\n"
+        "gate, told = threading.Barrier(2), []\n"
+        "def load(path):\n"
+        "    gate.wait()\n"
+        "    with lib_mlx.load_model(path) as model: told.append(model.status().model.status)\n"
+        f"threads = [threading.Thread(target=load, args=(path,)) for path in {[str(VISION), str(other)]}]\n"
+        "[thread.start() for thread in threads]; [thread.join() for thread in threads]; print(told)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "['ready', 'ready']\n", done.stderr

@@ -13,7 +13,7 @@ from lib_mlx.errors import UnsupportedFeature
 from lib_mlx.generation import Finished, GenerationRequest, Image, Message, PixelBounds, SamplingParams
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import load_tokenizer, load_weights
-from lib_mlx.models.media_prompt import MediaReader
+from lib_mlx.models.media_reader import MediaReader
 from lib_mlx.models.vision_network import RowState
 from tests.fixtures import GUI
 from tests.models.other_vision import IMAGE, build
@@ -46,14 +46,14 @@ def test_logits_are_those_of_mlx_vlm(checkpoint: Callable[[str], Path], family: 
     """Of a prompt with two images, at once and in chunks that end inside an image."""
     path = checkpoint(family)
     vision, inspected = load(path), inspect(path)
-    reader = MediaReader(inspected, load_tokenizer(inspected), IMAGE, PixelBounds(most=1 << 16))
+    reader = MediaReader(inspected, load_tokenizer(inspected), {"image": IMAGE}, PixelBounds(most=1 << 16))
     images = [Image((GUI / f"screenshots/{name}.png").read_bytes()) for name in SHOTS]
     pictures = reader.read(GenerationRequest((Message("user", parts=tuple(images)),)))
     numbers, media, _ = reader.place([5, IMAGE, 6, 7, IMAGE, 8, 9], pictures, ())
     made = [reader.inputs(picture) for picture in pictures]
     plan = vision.plan(media)
     plan.features |= {
-        picture.digest: vision.encode(picture.shape.tokens, inputs)
+        picture.digest: vision.encode("image", picture.shape.tokens, inputs)
         for picture, inputs in zip(pictures, made, strict=True)
     }
     cache = [*vision.make_cache(), RowState.new(plan)]
@@ -101,4 +101,4 @@ def test_networks_that_want_more_than_features(checkpoint: Callable[[str], Path]
     """They are refused by what they want."""
     vision = load(checkpoint("gemma3"))
     with pytest.raises(UnsupportedFeature, match="attention_mask_4d"):
-        vision.encode([IMAGE] * 4, {"pixel_values": np.zeros((1, 3, 56, 56), np.float32)})
+        vision.encode("image", [IMAGE] * 4, {"pixel_values": np.zeros((1, 3, 56, 56), np.float32)})

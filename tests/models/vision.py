@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from lib_mlx.generation import GenerationRequest, Message
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import load_weights
 from lib_mlx.models.media_prompt import Span
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from lib_mlx.generation import Attachment
 
 PLAIN = GUI / "models/tiny-qwen2-vl"
 POINTERS = ("tiny-gui-actor-qwen2vl", "tiny-gui-actor-qwen25vl")
@@ -92,7 +95,7 @@ def processor(model: Path) -> Any:
 def encode(reference: Reference) -> MediaPlan:
     """The plan of a case's prompt, its images encoded one by one."""
     vision = network(reference.model)
-    tokens, image_token = reference.tokens, vision.image_token
+    tokens, image_token = reference.tokens, vision.placeholders["image"]
     positions, delta = vision.places(tokens, reference.grids)
     spans, features, at = [], {}, 0
     for number, path in enumerate(reference.images):
@@ -100,8 +103,13 @@ def encode(reference: Reference) -> MediaPlan:
             made = processor(reference.model)(text=["<|image_pad|>"], images=[image], **reference.bounds)
         inputs = {name: value for name, value in made.items() if name not in {"input_ids", "attention_mask"}}
         piece = made["input_ids"][0].tolist()
-        features[str(number)] = vision.encode(piece, inputs)
+        features[str(number)] = vision.encode("image", piece, inputs)
         start = next(index for index in range(at, len(tokens)) if tokens[index] == image_token)
         at = start + len(piece)
         spans.append(Span(start, at, str(number)))
     return MediaPlan(tuple(spans), positions, delta, features)
+
+
+def request_of(*attachments: Attachment, **options: Any) -> GenerationRequest:
+    """A request with these attachments, and nothing else."""
+    return GenerationRequest((Message("user", parts=attachments),), **options)

@@ -214,8 +214,8 @@ def test_nothing_is_fetched_unless_allowed(http_client: httpx2.Client, url: str)
 @pytest.mark.parametrize(
     ("part", "param"),
     [
-        ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "messages.1.content.0"),
-        ({"type": "video_url", "text": "x"}, "messages.1.content.0"),
+        ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "messages.1.content.0.input_audio"),
+        ({"type": "video_url"}, "messages.1.content.0.video_url"),
         ({"type": "image_url"}, "messages.1.content.0.image_url"),
         (picture(URL, detail="medium"), "messages.1.content.0.image_url.detail"),
     ],
@@ -230,7 +230,7 @@ def test_parts_that_cannot_be_read(http_client: httpx2.Client, part: Any, param:
 
 def test_bad_bounds(http_client: httpx2.Client) -> None:
     """Bounds that are none, or unknown options of a processor, are refused."""
-    for options, param in (({"max_pixels": 0}, "max_pixels"), ({"fps": 2}, "fps")):
+    for options, param in (({"max_pixels": 0}, "max_pixels"), ({"depth": 2}, "depth")):
         answer = http_client.post(CHAT, json=chat(picture(URL), mm_processor_kwargs=options))
         refused(answer, "invalid_argument", f"mm_processor_kwargs.{param}")
 

@@ -16,7 +16,7 @@ from lib_mlx.generation import GenerationRequest, Tool, ToolCall
 from lib_mlx.server.fields import Bias, FunctionName, constraint, refuse, refuse_unless
 from lib_mlx.server.grounding import GroundingFields, to_options
 from lib_mlx.server.http import WireModel
-from lib_mlx.server.media import image_at, message_of
+from lib_mlx.server.media import InputAudio, image_at, message_of, sound_in, video_at
 from lib_mlx.server.openai.common import (
     CommonFields,
     Effort,
@@ -30,7 +30,7 @@ from lib_mlx.server.openai.common import (
 )
 
 if TYPE_CHECKING:
-    from lib_mlx.generation import Image, Message, Role
+    from lib_mlx.generation import Attachment, Message, Role
 
 
 class ImageUrl(WireModel):
@@ -40,14 +40,21 @@ class ImageUrl(WireModel):
     detail: Literal["auto", "low", "high", "original"] | None = None
 
 
+class VideoUrl(WireModel):
+    """A video, by URL or in one, as vLLM has it."""
+
+    url: str
+
+
 class ContentPart(WireModel):
-    """One part of a message's content. Text and images are understood; the rest is parsed to be refused by name."""
+    """One part of a message's content. Those that are not understood are parsed to be refused by name."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
     image_url: ImageUrl | None = None
-    input_audio: Any = None
+    input_audio: InputAudio | None = None
+    video_url: VideoUrl | None = None
     file: Any = None
     prompt_cache_breakpoint: Any = None
 
@@ -187,6 +194,7 @@ def to_generation(body: ChatRequest) -> GenerationRequest:
         thinking=thinking(body.reasoning_effort, body.thinking),
         template_kwargs=template_variables(body.reasoning_effort, body.chat_template_kwargs),
         pixel_bounds=body.pixel_bounds,
+        frame_bounds=body.frame_bounds,
         cache_salt=body.cache_salt or "",
         logprobs=body.top_logprobs or 0 if body.logprobs else None,
         constraint=constraint(_form(body.response_format), "response_format"),
@@ -238,23 +246,35 @@ def _message(message: ChatMessage, where: str) -> Message:
     )
 
 
-def _parts(message: ChatMessage, where: str) -> list[str | Image]:
-    """Return the texts and images of a message."""
+def _parts(message: ChatMessage, where: str) -> list[str | Attachment]:
+    """Return what a message holds, in order."""
     if message.content is None or isinstance(message.content, str):
         return [message.content or ""]
     return [_part(part, message.role, f"{where}.content.{index}") for index, part in enumerate(message.content)]
 
 
-def _part(part: ContentPart, role: str, where: str) -> str | Image:
-    if part.type == "image_url":
+def _part(part: ContentPart, role: str, where: str) -> str | Attachment:
+    if part.type in {"image_url", "input_audio", "video_url", "input_video"}:
         if role not in {"user", "tool"}:
-            refuse(where, f"the model sees no images in {role!r} messages", hint="Put it into a user's message.")
-        if part.image_url is None:
-            raise InvalidArgument("The part has no image.", param=f"{where}.image_url")
-        return image_at(part.image_url.url, f"{where}.image_url", part.image_url.detail)
+            refuse(where, f"the model takes text alone in {role!r} messages", hint="Put it into a user's message.")
+        return _attachment(part, where)
     if part.type not in {"text", "refusal"}:
-        refuse(where, f"models here read text and images, not {part.type!r}", hint="Send those.")
+        refuse(where, f"models here read text, images, sounds and videos, not {part.type!r}", hint="Send those.")
     text = part.text if part.type == "text" else part.refusal
     if text is None:
         raise InvalidArgument("The part has no text.", param=f"{where}.text")
     return text
+
+
+def _attachment(part: ContentPart, where: str) -> Attachment:
+    if part.type == "input_audio":
+        if part.input_audio is None:
+            raise InvalidArgument("The part has no sound.", param=f"{where}.input_audio")
+        return sound_in(part.input_audio, f"{where}.input_audio")
+    if part.type in {"video_url", "input_video"}:
+        if part.video_url is None:
+            raise InvalidArgument("The part has no video.", param=f"{where}.video_url")
+        return video_at(part.video_url.url, f"{where}.video_url")
+    if part.image_url is None:
+        raise InvalidArgument("The part has no image.", param=f"{where}.image_url")
+    return image_at(part.image_url.url, f"{where}.image_url", part.image_url.detail)

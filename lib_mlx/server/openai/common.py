@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from lib_mlx.config import KeepAlive
 from lib_mlx.errors import InvalidArgument
-from lib_mlx.generation import PixelBounds, SamplingParams
+from lib_mlx.generation import FrameBounds, PixelBounds, SamplingParams
 from lib_mlx.server.fields import Penalty, Probability, RepetitionPenalty, Temperature, refuse_unless
 from lib_mlx.server.http import WireModel
 from lib_mlx.server.media import ProcessorOptions
@@ -70,6 +70,11 @@ class MediaFields(WireModel):
     def pixel_bounds(self) -> PixelBounds:
         """Of all images; raises InvalidArgument if they are none."""
         return self.mm_processor_kwargs.bounds() if self.mm_processor_kwargs else PixelBounds()
+
+    @property
+    def frame_bounds(self) -> FrameBounds:
+        """Of all videos."""
+        return self.mm_processor_kwargs.frames() if self.mm_processor_kwargs else FrameBounds()
 
 
 class CommonFields(SamplingFields, MediaFields):

@@ -13,21 +13,22 @@ from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import Message, Role, ToolCall
 from lib_mlx.server.fields import FunctionName, new_id, refuse, refuse_unless
 from lib_mlx.server.http import WireModel
-from lib_mlx.server.media import image_at, message_of
+from lib_mlx.server.media import InputAudio, image_at, message_of, sound_in, video_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-    from lib_mlx.generation import Image
+    from lib_mlx.generation import Attachment
 
 Item: TypeAlias = "dict[str, Any]"
 """An item as the API gives it out."""
 
+_BEFORE = "previous_response_id"  # where parts are from that were not sent with the request
 _TEXT_PARTS = {"input_text", "output_text", "text", "summary_text", "reasoning_text"}
 
 
 class Part(WireModel):
-    """One part of an item's content or output. Text and images are understood; the rest is parsed to be refused."""
+    """One part of an item's content or output. Those that are not understood are parsed to be refused by name."""
 
     type: str
     text: str | None = None
@@ -42,8 +43,8 @@ class Part(WireModel):
     file_data: Any = None
     file_url: Any = None
     filename: Any = None
-    input_audio: Any = None
-    video_url: Any = None
+    input_audio: InputAudio | None = None
+    video_url: str | None = None
     prompt_cache_breakpoint: Any = None
 
 
@@ -200,8 +201,12 @@ def _part(part: Part, kind: str, where: str) -> Item:
     refused = part.type == "refusal"
     if part.type == "input_image" and kind == "input_text":
         return _image_part(part, where)
+    if part.type == "input_audio" and kind == "input_text":
+        return _sound_part(part, where)
+    if part.type == "input_video" and kind == "input_text":
+        return _video_part(part, where)
     if not refused and part.type not in _TEXT_PARTS:
-        refuse(where, f"models here read text and images of users, not {part.type!r}", hint="Send those.")
+        refuse(where, f"users' text, images, sounds and videos are read, not {part.type!r}", hint="Send those.")
     refuse_unless(f"{where}.prompt_cache_breakpoint", part.prompt_cache_breakpoint, why="prompts are cached as a whole")
     text = part.refusal if refused else part.text
     if text is None:
@@ -222,6 +227,20 @@ def _image_part(part: Part, where: str) -> Item:
     return {"type": "input_image", "image_url": part.image_url, "detail": part.detail or "auto"}
 
 
+def _sound_part(part: Part, where: str) -> Item:
+    if part.input_audio is None:
+        raise InvalidArgument("The part has no sound.", param=f"{where}.input_audio")
+    sound_in(part.input_audio, f"{where}.input_audio")  # as above
+    return {"type": "input_audio", "input_audio": part.input_audio.model_dump(exclude_none=True)}
+
+
+def _video_part(part: Part, where: str) -> Item:
+    if part.video_url is None:
+        raise InvalidArgument("The part has no video.", param=f"{where}.video_url")
+    video_at(part.video_url, f"{where}.video_url")
+    return {"type": "input_video", "video_url": part.video_url}
+
+
 def _text_part(kind: str, text: str) -> Item:
     return output_text(text) if kind == "output_text" else {"type": kind, "text": text}
 
@@ -231,11 +250,15 @@ def output_text(text: str, logprobs: Iterable[Mapping[str, Any]] = ()) -> Item:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}
 
 
-def to_messages(items: Iterable[Item]) -> list[Message]:
-    """Return the conversation that kept items describe; what one assistant turn was split into is joined again."""
+def to_messages(items: Sequence[Item], sent: int) -> list[Message]:
+    """Return the conversation that kept items describe; what one assistant turn was split into is joined again.
+
+    `sent` tells how many of them, the last ones, came with this request: errors name those.
+    """
     messages: list[Message] = []
     reasoning = ""
-    for item in items:
+    for at, item in enumerate(items, sent - len(items)):
+        where = f"input.{at}" if at >= 0 else None
         match item["type"]:
             case "reasoning":
                 reasoning += _text(item.get("content") or item["summary"])
@@ -243,11 +266,11 @@ def to_messages(items: Iterable[Item]) -> list[Message]:
             case "function_call":
                 messages.append(_with_call(messages, item, reasoning))
             case "function_call_output":
-                messages.append(replace(_message("tool", item["output"]), tool_call_id=item["call_id"]))
+                messages.append(_output_message(item, where))
             case _:
                 role: Role = "system" if item["role"] == "developer" else item["role"]
                 kept = reasoning if role == "assistant" else ""
-                messages.append(replace(_message(role, item["content"]), reasoning=kept))
+                messages.append(replace(_message(role, item["content"], where and f"{where}.content"), reasoning=kept))
         reasoning = ""
     return messages
 
@@ -266,14 +289,23 @@ def _with_call(messages: list[Message], item: Item, reasoning: str) -> Message:
     return Message("assistant", reasoning=reasoning, tool_calls=(call,))
 
 
-def _message(role: Role, content: str | list[Item]) -> Message:
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return message_of(role, [_read(part) for part in parts])
+def _output_message(item: Item, where: str | None) -> Message:
+    return replace(_message("tool", item["output"], where and f"{where}.output"), tool_call_id=item["call_id"])
 
 
-def _read(part: Item) -> str | Image:
+def _message(role: Role, content: str | list[Item], where: str | None) -> Message:
+    if isinstance(content, str):
+        return message_of(role, [content])
+    return message_of(role, [_read(part, where and f"{where}.{at}") for at, part in enumerate(content)])
+
+
+def _read(part: Item, where: str | None) -> str | Attachment:
     if part["type"] == "input_image":
-        return image_at(part["image_url"], "input", part["detail"])
+        return image_at(part["image_url"], f"{where}.image_url" if where else _BEFORE, part["detail"])
+    if part["type"] == "input_audio":
+        return sound_in(InputAudio(**part["input_audio"]), f"{where}.input_audio" if where else _BEFORE)
+    if part["type"] == "input_video":
+        return video_at(part["video_url"], f"{where}.video_url" if where else _BEFORE)
     return str(part["refusal"] if part["type"] == "refusal" else part["text"])
 
 

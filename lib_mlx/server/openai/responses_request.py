@@ -183,7 +183,7 @@ def to_prompt(body: InputTokensRequest, items: Sequence[Item]) -> GenerationRequ
 def _prompt(body: PromptFields, items: Sequence[Item]) -> dict[str, Any]:
     """Return what a prompt depends on."""
     messages = [Message("system", body.instructions)] if body.instructions else []
-    messages += to_messages(items)
+    messages += to_messages(items, len(body.input) if isinstance(body.input, list) else int(body.input is not None))
     if not messages:
         raise InvalidArgument("The input is empty.", hint="Give a string or at least one item.", param="input")
     tools, tool_choice = choose_tools(_tools(body), body.tool_choice)
@@ -194,6 +194,7 @@ def _prompt(body: PromptFields, items: Sequence[Item]) -> dict[str, Any]:
         "allowed_tools": allowed_tools(body.tool_choice),
         "thinking": thinking(body.effort, body.thinking),
         "pixel_bounds": body.pixel_bounds,
+        "frame_bounds": body.frame_bounds,
         "template_kwargs": template_variables(body.effort, body.chat_template_kwargs),
     }
 
