@@ -848,6 +848,7 @@ def test_the_policy_holds(browser: Any, served: lib_mlx.Server) -> None:
     page.close()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_megabyte(hostile: lib_mlx.Server, open_page: Callable[..., Any]) -> None:
     """The page answers to its reader while an answer of a megabyte streams, and when it is there."""
