@@ -14,11 +14,11 @@ from lib_mlx.engine.adapter_switch import AdapterSwitch
 from lib_mlx.engine.assembly import new_media, new_scheduler, new_store, new_weights
 from lib_mlx.engine.embedding import CHUNK, Embedder
 from lib_mlx.engine.grounding import GroundingJob, PreparedGrounding
-from lib_mlx.engine.job import Job
+from lib_mlx.engine.job import Job, unloading
 from lib_mlx.engine.pointing import open_pointing
 from lib_mlx.engine.preparation import RequestPreparer
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import Cancelled, LibMlxError, ShuttingDown
+from lib_mlx.errors import Cancelled, LibMlxError
 from lib_mlx.models.loader import check_cancelled, load_tokenizer
 from lib_mlx.models.pooling import read_pooling
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
@@ -183,7 +183,7 @@ class EngineModel:
         def add() -> None:
             for job in jobs:
                 if self._closed:
-                    job.cancel(_unloading())
+                    job.cancel(unloading())
                     _deliver([(job.stream, [job.fail()])])
                 else:
                     take(job)
@@ -270,7 +270,7 @@ class EngineModel:
             self._closed = True
             for lane in self._lanes:
                 get_worker().discard(lane)
-                lane.fail_all(_unloading())
+                lane.fail_all(unloading())
                 _deliver(lane.step())
         if self._encoder is not None:
             if self._encoder.active:
@@ -313,11 +313,7 @@ class EngineModel:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise _unloading()
-
-
-def _unloading() -> ShuttingDown:
-    return ShuttingDown("The model is being unloaded.", hint="Load it again.")
+            raise unloading()
 
 
 def _deliver(deliveries: list[tuple[EventStream, Batch]]) -> None:
@@ -368,7 +364,7 @@ def load(
         media, encoder = new_media(checkpoint, tokenizer, loaded, config)
         pointing = open_pointing(checkpoint, tokenizer, loaded, media, encoder)
         eos = frozenset(tokenizer.wrapper.eos_token_ids)
-        scheduler = worker.run(new_scheduler, checkpoint, loaded, eos, config, store, encoder)
+        scheduler = worker.run(new_scheduler, checkpoint, loaded, eos, config, store, encoder, cancelled)
         model = EngineModel(
             checkpoint,
             tokenizer,
