@@ -18,7 +18,7 @@ from lib_mlx.engine.job import Job, unloading
 from lib_mlx.engine.pointing import open_pointing
 from lib_mlx.engine.preparation import RequestPreparer
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import Cancelled, LibMlxError
+from lib_mlx.errors import Cancelled, LibMlxError, UnsupportedFeature
 from lib_mlx.models.loader import check_cancelled, load_tokenizer
 from lib_mlx.models.pooling import read_pooling
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
@@ -203,10 +203,17 @@ class EngineModel:
 
         Raises:
             ModelNotFound: the model was not configured with one of that name, or its files are gone.
-            CorruptModel, UnsupportedFeature: it does not fit; the model has none then.
+            CorruptModel: it does not fit; the model has none then.
+            UnsupportedFeature: it holds all weights, or the model is a GUI-Actor; nothing has changed.
             ShuttingDown: the model is being unloaded.
         """
         self._refuse_if_closed()
+        if self._pointing is not None:  # whose lane does not wait for a change
+            raise UnsupportedFeature(
+                "A GUI-Actor keeps the adapter that it was loaded with.",
+                hint="Load it again with another adapter_path.",
+                param="adapter",
+            )
         self.adapters.use(name)
 
     def embed(

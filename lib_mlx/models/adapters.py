@@ -1,23 +1,23 @@
-"""Adapters of a network, in mlx-lm's layout: `adapters.safetensors` and `adapter_config.json` in a directory.
+"""Adapters of a network: `adapters.safetensors` and `adapter_config.json` in a directory.
 
-Engine thread only, but for `read_shape`.
+In mlx-lm's layout; those of a `VisionNetwork` are of its language model, in mlx-vlm's layout: names begin at the whole
+model, and layers are mlx-vlm's own. Engine thread only, but for `read_shape`.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lib_mlx.errors import CorruptModel, ModelNotFound, UnsupportedFeature
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mlx.nn.layers.base import Module
-
 Method = Literal["lora", "dora", "full"]
 WEIGHTS, CONFIG = "adapters.safetensors", "adapter_config.json"
+_LEAVES = frozenset({"lora_a", "lora_b", "m"})  # of an adapter's layer
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,16 @@ def read_shape(path: Path) -> AdapterShape:
         raise ModelNotFound(f"{path} holds no adapter.", hint=f"It needs {CONFIG} and {WEIGHTS}.", param="adapter_path")
     try:
         values = json.loads((path / CONFIG).read_bytes())
-        parameters = values.get("lora_parameters") or {}
+        method, layers = values.get("fine_tune_type", "lora"), int(values["num_layers"])
+        if method == "full":
+            return AdapterShape(method, layers)
+        parameters = values["lora_parameters"]
         keys = parameters.get("keys")
         return AdapterShape(
-            values.get("fine_tune_type", "lora"),
-            int(values["num_layers"]),
-            int(parameters.get("rank", 8)),
-            float(parameters.get("scale", 20.0)),
+            method,
+            layers,
+            int(parameters["rank"]),
+            float(parameters["scale"]),
             float(parameters.get("dropout", 0.0)),
             None if keys is None else tuple(keys),
         )
@@ -76,26 +79,47 @@ def add_adapter(network: Any, shape: AdapterShape) -> None:
     Raises:
         UnsupportedFeature: a layer can have none of this kind, or there are not so many layers.
     """
-    from lib_mlx.models.upstream_tuner import linear_to_lora_layers
-
     count = len(network.layers)
     if shape.layers > count:
         raise UnsupportedFeature(f"The model has {count} layers, not {shape.layers}.", hint="Use -1.", param="layers")
+    whole, language, _ = _parts(network)
+    whole.freeze()
     if shape.method == "full" and shape.layers < 0:
-        network.unfreeze()
+        language.unfreeze()
         return
-    network.freeze()
     if shape.method == "full":
         for layer in network.layers[count - shape.layers :]:
             layer.unfreeze()
         return
     try:
-        # -1 is 0 there, which is all layers
-        linear_to_lora_layers(network, shape.layers, shape.to_json()["lora_parameters"], shape.method == "dora")
+        _add_layers(network, shape)
     except (ValueError, KeyError) as error:
         raise UnsupportedFeature(
             f"This model can have no adapter of the method {shape.method!r}: {error}.", hint="Use lora.", param="method"
         ) from error
+
+
+def _parts(network: Any) -> tuple[Any, Any, Any]:
+    """Return a network's modules, those of its language model, and the module with what adapters are made of."""
+    from lib_mlx.models.vision_network import VisionNetwork
+
+    if isinstance(network, VisionNetwork):
+        from lib_mlx.models import upstream_vlm_tuner
+
+        return network.whole, network.language, upstream_vlm_tuner
+    from lib_mlx.models import upstream_tuner
+
+    return network, network, upstream_tuner
+
+
+def _add_layers(network: Any, shape: AdapterShape) -> None:
+    whole, language, tuner = _parts(network)
+    parameters = shape.to_json()["lora_parameters"]
+    if shape.keys is not None:  # mlx-vlm's trainer writes names that begin at the whole model
+        begin = next(name for name, module in whole.named_modules() if module is language)
+        parameters["keys"] = [key.removeprefix(f"{begin}.") for key in shape.keys]
+    # -1 is 0 there, which is all layers
+    tuner.linear_to_lora_layers(language, shape.layers, parameters, shape.method == "dora")
 
 
 def remove_adapter(network: Any) -> None:
@@ -103,16 +127,16 @@ def remove_adapter(network: Any) -> None:
     from mlx.utils import tree_unflatten
 
     from lib_mlx.models import packed
-    from lib_mlx.models.upstream_tuner import ADAPTED
 
+    whole, _, tuner = _parts(network)
     own = [
         (name, module[part])
-        for name, module in network.named_modules()
-        for kind, part in ADAPTED.items()
+        for name, module in whole.named_modules()
+        for kind, part in tuner.ADAPTED.items()
         if type(module) is kind
     ]
-    network.update_modules(tree_unflatten(own))
-    packed.join(network)
+    whole.update_modules(tree_unflatten(own))
+    packed.join(whole)
 
 
 def check_swappable(path: Path) -> None:
@@ -139,7 +163,8 @@ def swap_adapter(network: Any, path: Path | None) -> None:
     remove_adapter(network)
     if path is None:
         return
-    packed.separate(network)
+    whole = _parts(network)[0]
+    packed.separate(whole)
     try:
         load_adapter(network, path)
     except BaseException:
@@ -147,22 +172,50 @@ def swap_adapter(network: Any, path: Path | None) -> None:
         raise
     import mlx.core as mx
 
-    mx.eval(network.parameters())
+    mx.eval(_parts(network)[1].parameters())
 
 
-def load_adapter(network: Module, path: Path) -> AdapterShape:
+def fuse_adapter(network: Any, *, dequantize: bool) -> None:
+    """Put the network's adapter into its weights, quantised again as they were unless `dequantize` is given."""
+    from mlx.utils import tree_unflatten
+
+    whole, _, tuner = _parts(network)
+    fused = [
+        (name, module.fuse(dequantize=dequantize))
+        for name, module in whole.named_modules()
+        if type(module) in tuner.ADAPTED
+    ]
+    whole.update_modules(tree_unflatten(fused))
+
+
+def load_adapter(network: Any, path: Path) -> AdapterShape:
     """Give the network the adapter in a directory; returns its shape.
 
     Raises:
         ModelNotFound, CorruptModel: there is none, or it is not of this model.
     """
-    from lib_mlx.models.upstream_tuner import load_adapters
-
     shape = read_shape(path)
     try:
-        load_adapters(network, str(path))
+        if shape.method != "full":
+            _add_layers(network, shape)
+        _install(_parts(network)[0], path, shape)
     except Exception as error:  # whatever Python raises for a file that is not what it should be
         raise CorruptModel(
             f"The adapter at {path} does not fit the model: {error}.", hint="Use the model it was trained on."
         ) from error
     return shape
+
+
+def _install(network: Any, path: Path, shape: AdapterShape) -> None:
+    """Load an adapter's weights, each of which has its place: upstream's loaders pass over some that have none."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+
+    weights = cast("dict[str, mx.array]", mx.load(str(path / WEIGHTS)))
+    known: dict[str, mx.array] = dict(cast("Any", tree_flatten(network.parameters())))
+    for name, array in weights.items():
+        if name not in known or (shape.method != "full" and name.rpartition(".")[2] not in _LEAVES):
+            raise ValueError(f"{name} is no place for an adapter's weights")
+        if array.shape != known[name].shape:
+            raise ValueError(f"{name} has the shape {array.shape}, and its place {known[name].shape}")
+    network.load_weights(list(weights.items()), strict=False)

@@ -82,12 +82,13 @@ def load_weights(
     """
     import mlx.core as mx
 
+    from lib_mlx.models.adapters import load_adapter
     from lib_mlx.models.cpu_weights import prepare_for_cpu, weight_kind
 
     try:
-        network, vision = _load_network(checkpoint)
+        network, vision = _read_network(checkpoint)
         if adapter is not None:
-            _adapt(network, vision, adapter)
+            load_adapter(network, adapter)
     except LibMlxError:
         raise
     except Exception as error:  # mlx-lm raises whatever Python raises for a checkpoint it cannot read
@@ -137,24 +138,29 @@ def load_text_network(checkpoint: Checkpoint) -> Any:
         raise _load_error(checkpoint, error) from error
 
 
-def _load_network(checkpoint: Checkpoint) -> tuple[Any, VisionNetwork | None]:
-    """Return mlx-lm's network, or mlx-vlm's where the checkpoint has encoders."""
-    if checkpoint.has_towers:
-        from lib_mlx.models.vision_network import load_network
+def load_network(checkpoint: Checkpoint) -> tuple[Any, VisionNetwork | None]:
+    """Return the network as `load_text_network` does; where the checkpoint has encoders, mlx-vlm's, twice.
 
-        vision = load_network(checkpoint)
+    Engine thread only.
+
+    Raises:
+        UnsupportedModel, CorruptModel: as `load_weights`.
+    """
+    try:
+        return _read_network(checkpoint)
+    except LibMlxError:
+        raise
+    except Exception as error:  # mlx-vlm raises whatever Python raises for a checkpoint it cannot read
+        raise _load_error(checkpoint, error) from error
+
+
+def _read_network(checkpoint: Checkpoint) -> tuple[Any, VisionNetwork | None]:
+    if checkpoint.has_towers:
+        from lib_mlx.models import vision_network
+
+        vision = vision_network.load_network(checkpoint)
         return vision, vision
     return load_text_network(checkpoint), None
-
-
-def _adapt(network: Any, vision: VisionNetwork | None, adapter: Path) -> None:
-    from lib_mlx.models.adapters import load_adapter
-
-    if vision is not None:
-        raise UnsupportedFeature(
-            "Models with encoders take no adapters here.", hint="Leave adapter_path out.", param="adapter_path"
-        )
-    load_adapter(network, adapter)
 
 
 def _load_error(checkpoint: Checkpoint, error: Exception) -> LibMlxError:

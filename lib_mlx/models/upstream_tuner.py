@@ -11,7 +11,7 @@ from mlx_lm.convert import mixed_quant_predicate_builder  # isort: skip
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear  # isort: skip
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.trainer import grad_checkpoint
-from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import dequantize_model
 
 # The layers with adapters, and where they keep the layer that they were made from.
@@ -28,7 +28,6 @@ __all__ = [
     "dequantize_model",
     "grad_checkpoint",
     "linear_to_lora_layers",
-    "load_adapters",
     "mixed_quant_predicate_builder",
     "upstream",
 ]

@@ -39,6 +39,7 @@ _UNDERSTOOD = frozenset({
 """What `VisionNetwork` takes of an upstream model's embeddings."""
 
 
+_IMAGE_TOKENS = ("image_token_id", "image_token_index")
 _FILMS = frozenset({"qwen2_vl", "qwen2_5_vl"})
 """Whose videos are one run of tokens each, and two frames a step of them."""
 
@@ -220,6 +221,20 @@ class VisionNetwork:
         state.advance(tokens.shape[1])
         return logits
 
+    def score(self, tokens: mx.array, plans: Sequence[MediaPlan | None]) -> mx.array:
+        """Return the logits of whole rows, from which a gradient can be taken: nothing is kept in caches.
+
+        Args:
+            tokens: of shape (rows, tokens), negative where images are, padded on the right.
+            plans: of each row, with all features.
+        """
+        state = RowState([_Row(0, plan) for plan in plans])
+        options = self._places(state, tokens)
+        if state.reaches_images():
+            tokens, embedded = self._embed(tokens, state)
+            options |= embedded
+        return cast("mx.array", self.language(tokens, cache=None, **options).logits)
+
     def _logits(self, tokens: mx.array, cache: Caches, options: dict[str, Any]) -> mx.array:
         return cast("mx.array", self.language(tokens, cache=cache, **options).logits)
 
@@ -342,9 +357,14 @@ def load_network(checkpoint: Checkpoint) -> VisionNetwork:
     return VisionNetwork(model, _placeholders(checkpoint, model), apart)
 
 
+def image_placeholder(checkpoint: Checkpoint) -> int | None:
+    """Return the token that stands for a piece of an image; None if the checkpoint names none."""
+    return next(filter(_is_token, map(checkpoint.config.get, _IMAGE_TOKENS)), None)
+
+
 def _placeholders(checkpoint: Checkpoint, model: Any) -> dict[MediaKind, int]:
     """Return the tokens that stand for a piece of what `model` has encoders of; none if the checkpoint names none."""
-    names: dict[MediaKind, tuple[str, ...]] = {"image": ("image_token_id", "image_token_index")}
+    names: dict[MediaKind, tuple[str, ...]] = {"image": _IMAGE_TOKENS}
     if isinstance(getattr(model, "audio_tower", None), Module):
         names["audio"] = ("audio_token_id",)
     if checkpoint.model_type in _FILMS:

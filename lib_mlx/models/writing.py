@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
@@ -14,7 +15,7 @@ from lib_mlx.errors import InvalidArgument
 from lib_mlx.models.disk import room_on
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 PART_BYTES = 4 << 30  # the most that one file holds
@@ -28,6 +29,7 @@ def write_model(
     target: Path,
     *,
     key: str = "",
+    apart: Mapping[str, mx.array] = MappingProxyType({}),
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     between: Callable[[], None] = lambda: None,
 ) -> Path:
@@ -40,6 +42,7 @@ def write_model(
         target: must not exist.
         key: what the result depends on beside the weights' names and shapes. Parts that were written for the same are
             gone on with; without a key nothing is.
+        apart: arrays that are written with those of the network, by name.
         progress: told bytes written and in total.
         between: called before each part; what it raises ends the work.
 
@@ -49,7 +52,7 @@ def write_model(
     """
     if target.exists():
         raise InvalidArgument(f"{target} exists already.", hint="Remove it or choose another place.")
-    arrays: list[tuple[str, mx.array]] = sorted(cast("Any", tree_flatten(network.parameters())))
+    arrays: list[tuple[str, mx.array]] = sorted([*cast("Any", tree_flatten(network.parameters())), *apart.items()])
     network.clear()  # the arrays are freed when they are written
     sizes = {name: array.nbytes for name, array in arrays}
     total, done = sum(sizes.values()), 0

@@ -60,6 +60,13 @@ class TrainConfig(Config):
     """Stop after so many validations without a better one."""
     seed: int = 0
     """Of the order of examples, new weights and dropout."""
+    min_pixels: Annotated[int, Field(ge=1)] | None = None
+    """The least pixels of an image as the model sees it; None: as the model has it."""
+    max_pixels: Annotated[int, Field(ge=1)] | None = None
+    """The most, likewise."""
+    image_cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    """What encoded images may take in memory; those beyond are encoded again when their turn comes. None: an eighth of
+    what is free."""
     checkpoint_layers: bool = False
     """Compute what is between layers again instead of keeping it: slower, with less memory."""
     trust_remote_code: bool = False

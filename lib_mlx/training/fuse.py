@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
+from lib_mlx.models.upstream_vlm import import_mlx_vlm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,9 @@ def fuse(
     """
     checkpoint = inspect(store.resolve(model_path))
     worker = get_worker()
-    worker.run(importlib.import_module, "lib_mlx.models.upstream_tuner")
+    worker.run(importlib.import_module, "lib_mlx.models.upstream_tuner")  # see engine.loading
+    if checkpoint.has_towers:
+        import_mlx_vlm(checkpoint)
     return worker.run(_fuse, checkpoint, adapter_path, output_path, dequantize, progress)
 
 
@@ -45,25 +48,19 @@ def _fuse(
     dequantize: bool,
     progress: Callable[[int, int], None],
 ) -> Path:
-    from mlx.utils import tree_unflatten
-
     from lib_mlx.engine.device import set_up
-    from lib_mlx.models.adapters import load_adapter
-    from lib_mlx.models.loader import load_text_network
+    from lib_mlx.models.adapters import fuse_adapter, load_adapter
+    from lib_mlx.models.loader import load_network
     from lib_mlx.models.upstream_tuner import dequantize_model
     from lib_mlx.models.writing import write_model
 
     set_up()
-    network = load_text_network(checkpoint)
+    network, vision = load_network(checkpoint)
     load_adapter(network, adapter_path)
-    fused = [
-        (name, module.fuse(dequantize=dequantize))
-        for name, module in network.named_modules()
-        if hasattr(module, "fuse")
-    ]
-    network.update_modules(tree_unflatten(fused))
+    fuse_adapter(network, dequantize=dequantize)
+    network, apart = (vision.whole, vision.apart) if vision else (network, {})
     config = dict(checkpoint.config)
     if dequantize:
         dequantize_model(network)
         config = {key: value for key, value in config.items() if key not in {"quantization", "quantization_config"}}
-    return write_model(network, config, checkpoint.path, output_path, progress=progress)
+    return write_model(network, config, checkpoint.path, output_path, apart=apart, progress=progress)

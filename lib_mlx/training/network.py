@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
@@ -14,17 +14,20 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from lib_mlx import memory
 from lib_mlx.engine.device import set_up
-from lib_mlx.errors import CorruptModel, InsufficientMemory
+from lib_mlx.errors import CorruptModel, InsufficientMemory, UnsupportedFeature
 from lib_mlx.models.adapters import AdapterShape, add_adapter
-from lib_mlx.models.loader import load_text_network
+from lib_mlx.models.loader import load_network
 from lib_mlx.models.upstream_tuner import dequantize_model, grad_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from lib_mlx.models.checkpoint import Checkpoint
+    from lib_mlx.models.vision_network import MediaPlan
     from lib_mlx.training.config import TrainConfig
     from lib_mlx.training.examples import Example
+
+    Plans = Sequence[MediaPlan | None]
 
 _PAD = 32  # lengths are multiples of it, so that few shapes occur
 _OPTIMIZERS = {
@@ -36,37 +39,51 @@ _OPTIMIZERS = {
 }
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Examples at once, and what their images are to the network; of a model of text alone nothing."""
+
+    examples: Sequence[Example]
+    plans: Plans = ()
+
+
 class TrainedNetwork:
-    """A network with an optimizer."""
+    """A network with an optimizer. Of a vision model the language part is trained, and the rest stays as it is."""
 
     def __init__(self, checkpoint: Checkpoint, config: TrainConfig) -> None:
         set_up()
         mx.random.seed(config.seed)
         self._seed = config.seed
-        self._network: Any = load_text_network(checkpoint)
+        network, self.vision = load_network(checkpoint)
+        self._network: Any = self.vision.whole if self.vision else network
+        self._language: Any = self.vision.language if self.vision else network
+        if self.vision:
+            _refuse_untrainable(checkpoint)
         if mx.default_device() == mx.cpu or config.method == "full":
             _widen(self._network)
         shape = AdapterShape(config.method, config.layers, config.rank, config.scale, config.dropout)
-        add_adapter(self._network, shape)
+        add_adapter(network, shape)
         self.shape = shape
         if config.checkpoint_layers:
-            grad_checkpoint(self._network.layers[0])
+            grad_checkpoint(network.layers[0])
+        self._network.eval()
         self._optimizer = _optimizer(config)
         self._optimizer.init(self._network.trainable_parameters())
         mx.eval(self._network.parameters(), self._optimizer.state)
-        self._loss_and_gradient: Any = value_and_grad(self._network, _loss)
-        self._compute = self._compiled()
+        self._loss_and_gradient: Any = value_and_grad(self._network, self._loss)
+        # What upstream does with images looks at values, which a compiled function has none of.
+        self._compute = self._add_gradient if self.vision else self._compiled()
 
-    def update(self, step: int, batches: Sequence[Sequence[Example]]) -> tuple[float, int]:
+    def update(self, step: int, batches: Sequence[Batch]) -> tuple[float, int]:
         """Learn from `batches`; returns the mean loss of their tokens and how many these are.
 
         What is random depends on the seed and the number of the step alone.
         """
         mx.random.seed((self._seed << 32) + step)
-        self._network.train()
+        self._language.train()
         total, tokens, gradient = 0.0, 0, None
         for batch in batches:
-            loss, count, gradient = cast("Any", self._compute(_arrays(batch), gradient))
+            loss, count, gradient = cast("Any", self._compute(_arrays(batch.examples), gradient, batch.plans))
             mx.eval(loss, count, gradient)
             size = int(count.item())
             total, tokens = total + float(loss.item()) * size, tokens + size
@@ -76,11 +93,11 @@ class TrainedNetwork:
         mx.eval(self._network.trainable_parameters(), self._optimizer.state)
         return total / tokens, tokens
 
-    def loss(self, batch: Sequence[Example]) -> tuple[float, int]:
+    def loss(self, batch: Batch) -> tuple[float, int]:
         """Return the loss of a batch, and how many tokens it is the mean of."""
-        self._network.eval()
-        loss, count = cast("Any", _loss(self._network, *_arrays(batch)))
-        return float(loss.item()), int(count.item())
+        self._language.eval()
+        loss, count = self._loss(*_arrays(batch.examples), batch.plans)
+        return float(cast("Any", loss).item()), int(cast("Any", count).item())
 
     @property
     def learning_rate(self) -> float:
@@ -113,20 +130,31 @@ class TrainedNetwork:
 
     def _compiled(self) -> Any:
         state = [self._network.state, mx.random.state]
+        # a no-op on the CPU, see engine.device
+        return mx.compile(self._add_gradient, inputs=state, outputs=[mx.random.state])
 
-        @partial(mx.compile, inputs=state, outputs=[mx.random.state])  # a no-op on the CPU, see engine.device
-        def compute(batch: tuple[mx.array, mx.array], gradient: Any) -> Any:
-            (loss, count), own = self._loss_and_gradient(self._network, *batch)
-            return loss, count, own if gradient is None else tree_map(mx.add, own, gradient)
+    def _add_gradient(self, batch: tuple[mx.array, mx.array], gradient: Any, plans: Plans) -> Any:
+        (loss, count), own = self._loss_and_gradient(*batch, plans)
+        return loss, count, own if gradient is None else tree_map(mx.add, own, gradient)
 
-        return compute
+    def _loss(self, tokens: mx.array, learnt: mx.array, plans: Plans) -> tuple[mx.array, mx.array]:
+        """Return the mean cross-entropy of the tokens that are learnt, and their number."""
+        count = learnt.sum()
+        given = tokens[:, :-1]
+        logits = self.vision.score(given, plans) if self.vision else self._network(given)
+        entropy = cross_entropy(logits, mx.maximum(tokens[:, 1:], 0)) * learnt
+        return entropy.astype(mx.float32).sum() / count, count
 
 
-def _loss(network: Any, tokens: mx.array, learnt: mx.array) -> tuple[mx.array, mx.array]:
-    """Return the mean cross-entropy of the tokens that are learnt, and their number."""
-    count = learnt.sum()
-    entropy = cross_entropy(network(tokens[:, :-1]), tokens[:, 1:]) * learnt
-    return entropy.astype(mx.float32).sum() / count, count
+def _refuse_untrainable(checkpoint: Checkpoint) -> None:
+    from lib_mlx.models.upstream_vlm_tuner import not_supported_for_training
+
+    if checkpoint.model_type in not_supported_for_training:
+        raise UnsupportedFeature(
+            f"mlx-vlm cannot train models of the architecture {checkpoint.model_type!r}.",
+            hint="Use another model.",
+            param="model_path",
+        )
 
 
 def _arrays(batch: Sequence[Example]) -> tuple[mx.array, mx.array]:
@@ -139,7 +167,7 @@ def _arrays(batch: Sequence[Example]) -> tuple[mx.array, mx.array]:
         tokens[row, : len(example.tokens)] = example.tokens
         for begin, end in example.spans:
             learnt[row, begin:end] = True
-    return mx.array(tokens), mx.array(learnt[:, 1:])
+    return mx.array(tokens), mx.array((learnt & (tokens >= 0))[:, 1:])
 
 
 def _widen(network: Any) -> None:

@@ -13,19 +13,26 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InvalidArgument
+from lib_mlx.generation import PixelBounds
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.disk import room_on, staged_file
+from lib_mlx.models.upstream_vlm import import_mlx_vlm
 from lib_mlx.training.progress import History, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lib_mlx.models.checkpoint import Checkpoint
+    from lib_mlx.models.loader import LoadedTokenizer
+    from lib_mlx.models.media_reader import MediaReader
     from lib_mlx.training.config import TrainConfig
     from lib_mlx.training.examples import Example, Examples
-    from lib_mlx.training.network import TrainedNetwork
+    from lib_mlx.training.features import Features
+    from lib_mlx.training.network import Batch, TrainedNetwork
 
-_FREE = ("output_path", "steps", "patience", "save_every", "validate_every")  # what a continuation may change
+# What a continuation may change.
+_FREE = ("output_path", "steps", "patience", "save_every", "validate_every", "image_cache_bytes")
 
 
 @dataclass(frozen=True)
@@ -81,26 +88,56 @@ def train(
     """
     from lib_mlx.models.loader import load_tokenizer
     from lib_mlx.training.examples import read_examples
+    from lib_mlx.training.features import Features
 
     checkpoint = inspect(store.resolve(config.model_path), trust_remote_code=config.trust_remote_code)
     worker = get_worker()
     worker.run(importlib.import_module, "lib_mlx.training.network")  # see engine.loading
     from lib_mlx.training.network import TrainedNetwork
 
+    if checkpoint.has_towers:
+        import_mlx_vlm(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
-    examples = read_examples(config, tokenizer, int(tokenizer.wrapper.eos_token_id))
+    images = _image_reader(checkpoint, tokenizer, config)
+    examples = read_examples(config, tokenizer, int(tokenizer.wrapper.eos_token_id), images)
     folder = Path(config.output_path).expanduser()
     with room_on(folder):
         network = worker.run(TrainedNetwork, checkpoint, config)
-        training = _Training(config, folder, network, examples)
+        features = None
+        if network.vision is not None and images is not None:
+            features = Features(network.vision, images, config.image_cache_bytes)
+        training = _Training(config, folder, network, examples, features)
         try:
             return training.run(progress, cancelled)
         finally:
             worker.run(training.close)
 
 
+def _image_reader(checkpoint: Checkpoint, tokenizer: LoadedTokenizer, config: TrainConfig) -> MediaReader | None:
+    """Return what reads the images of examples; None of a model that reads none."""
+    from lib_mlx.models.media_reader import MediaReader
+    from lib_mlx.models.vision_network import image_placeholder
+
+    placeholder = image_placeholder(checkpoint) if checkpoint.has_towers else None
+    if placeholder is not None:
+        bounds = PixelBounds(config.min_pixels, config.max_pixels)
+        return MediaReader(checkpoint, tokenizer, {"image": placeholder}, bounds)
+    for name in ("min_pixels", "max_pixels"):
+        if getattr(config, name) is not None:
+            raise InvalidArgument(f"{name} is for models that read images.", hint="Leave it out.", param=name)
+    return None
+
+
 class _Training:
-    def __init__(self, config: TrainConfig, folder: Path, network: TrainedNetwork, examples: Examples) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        network: TrainedNetwork,
+        examples: Examples,
+        features: Features | None,
+    ) -> None:
+        self._features = features
         self._config = config
         self._folder = folder
         self._held = [network]
@@ -114,6 +151,8 @@ class _Training:
     def close(self) -> None:
         """Free the network. Engine thread."""
         self._held.clear()
+        if self._features is not None:
+            self._features.close()
 
     @property
     def network(self) -> TrainedNetwork:
@@ -126,7 +165,7 @@ class _Training:
         self._folder.mkdir(parents=True, exist_ok=True)
         worker.run(self._restore)
         if not self._history.rows and self._examples.valid:
-            self._validated(worker.run(self._validate), 0)
+            self._validated(self._validate(), 0)
         ended, begun, first = "done", time.monotonic(), self._step
         while self._step < config.steps and ended == "done":
             row = self._advance()
@@ -155,7 +194,7 @@ class _Training:
         """Do one step, and what is due after it."""
         config, worker = self._config, get_worker()
         first = self._step * config.accumulation
-        batches = [self._batches[first + index] for index in range(config.accumulation)]
+        batches = [self._batch(self._batches[first + index]) for index in range(config.accumulation)]
         begun = time.monotonic()
         loss, tokens = worker.run(self.network.update, self._step + 1, batches)
         self._step += 1
@@ -164,15 +203,22 @@ class _Training:
         self._history.add(row)
         last = self._step == config.steps
         if self._examples.valid and (last or self._step % config.validate_every == 0):
-            self._validated(worker.run(self._validate), self._step)
+            self._validated(self._validate(), self._step)
         if self._step % config.save_every == 0:
             worker.run(self._save)
         return row
 
+    def _batch(self, examples: list[Example]) -> Batch:
+        """Return a batch with what its images are."""
+        from lib_mlx.training.network import Batch
+
+        return Batch(examples, self._features.plans(examples) if self._features else ())
+
     def _validate(self) -> float:
         total, count, size = 0.0, 0, self._config.batch_size
         for begin in range(0, len(self._examples.valid), size):
-            loss, tokens = self.network.loss(self._examples.valid[begin : begin + size])
+            batch = self._batch(self._examples.valid[begin : begin + size])
+            loss, tokens = get_worker().run(self.network.loss, batch)
             total, count = total + loss * tokens, count + tokens
         return total / count
 
