@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from lib_mlx.errors import InvalidArgument, LibMlxError
+from lib_mlx.errors import CorruptModel, InvalidArgument, LibMlxError
 from lib_mlx.generation import GenerationRequest, Message
 from lib_mlx.models.chat_template import render_turns
 from lib_mlx.server.http import validate
@@ -173,6 +173,8 @@ def _named(line: Line) -> Iterator[None]:
     """Name the line in errors."""
     try:
         yield
+    except CorruptModel:  # not the line's fault
+        raise
     except LibMlxError as error:
         raise InvalidArgument(f"{line}: {error.message}", hint=error.hint, param="data_path") from None
     except OSError as error:

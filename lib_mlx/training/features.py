@@ -45,6 +45,11 @@ class Features:
         """How many images have been encoded; again counts again."""
         return self._kept.misses
 
+    @property
+    def nbytes(self) -> int:
+        """What is kept takes so much memory."""
+        return self._kept.nbytes
+
     def plans(self, batch: Sequence[Example]) -> list[MediaPlan | None]:
         """Return what the images of a batch are to the network; None for an example without any.
 

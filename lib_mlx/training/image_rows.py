@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib_mlx.errors import InvalidArgument, LibMlxError
+from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import Image
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def read_images(request: GenerationRequest, reader: MediaReader | None) -> tuple
     request = replace(request, messages=tuple(messages))
     try:
         return request, reader.read(request)
-    except LibMlxError as error:
+    except InvalidArgument as error:
         raise InvalidArgument(f"{error.param}: {error.message}", hint=error.hint) from None
 
 

@@ -17,7 +17,6 @@ from safetensors.numpy import load_file
 
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.training.trainer import Batches, train
-from tests.fixtures import GUI
 from tests.training.conftest import write_jsonl
 
 if TYPE_CHECKING:
@@ -133,11 +132,11 @@ def test_what_cannot_be_gone_on_with(config: Callable[..., TrainConfig]) -> None
 
 
 def test_what_cannot_be_trained(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
-    """More layers than there are, and fewer examples than a batch, are told."""
+    """More layers than there are, fewer examples than a batch, and what is for other models, are told."""
     with pytest.raises(UnsupportedFeature, match="2 layers, not 3"):
         train(config(method="lora", layers=3))
-    with pytest.raises(UnsupportedFeature, match="has encoders"):
-        train(config(model_path=str(GUI / "models/tiny-qwen2-vl"), train_on_prompts=True))
+    with pytest.raises(InvalidArgument, match="min_pixels is for models that read images"):
+        train(config(min_pixels=3136))
     few = write_jsonl(tmp_path / "few.jsonl", [{"text": "one"}])
     with pytest.raises(InvalidArgument, match="1 examples"):
         train(config(data_path=str(few)))
