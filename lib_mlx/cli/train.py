@@ -35,6 +35,8 @@ def train(
     warmup: Annotated[int | None, typer.Option(help="Steps in which the learning rate rises; 0.")] = None,
     layers: Annotated[int | None, typer.Option(help="How many of the last ones are trained; all.")] = None,
     rank: Annotated[int | None, typer.Option(help="Of the adapter; 8.")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Smaller images are enlarged to it.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Larger images are made smaller; saves time.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longer examples are cut; 2048.")] = None,
     validate_every: Annotated[int | None, typer.Option(help="Steps between validations; 100.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints; 100.")] = None,
@@ -43,7 +45,10 @@ def train(
     train_on_prompts: Annotated[bool, typer.Option("--train-on-prompts", help="Learn the questions, too.")] = False,
     checkpoint_layers: Annotated[bool, typer.Option("--checkpoint-layers", help="Slower, with less memory.")] = False,
 ) -> None:
-    """Fine-tune a model: an adapter, a checkpoint, and the loss as CSV and picture. Ctrl-C saves."""
+    """Fine-tune a model: an adapter, a checkpoint, and the loss as CSV and picture. Ctrl-C saves.
+
+    Of a vision model the language part learns, from examples with and without images.
+    """
     told = {key: value for key, value in locals().items() if value not in (None, False)}
     paths = {
         "model_path": told.pop("model"),

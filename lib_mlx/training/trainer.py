@@ -90,6 +90,12 @@ def train(
     from lib_mlx.training.examples import read_examples
     from lib_mlx.training.features import Features
 
+    if config.checkpoint_layers and config.dropout:
+        raise InvalidArgument(
+            "Layers that are computed again would leave out other inputs than the first time.",
+            hint="Use dropout 0 with checkpoint_layers.",
+            param="dropout",
+        )
     checkpoint = inspect(store.resolve(config.model_path), trust_remote_code=config.trust_remote_code)
     worker = get_worker()
     worker.run(importlib.import_module, "lib_mlx.training.network")  # see engine.loading

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.checkpoints.tiny import build_tiny
+from tests.models.vision import PLAIN
+from tests.training.colours import rows
 from tests.training.conftest import CODES, write_jsonl
 
 if TYPE_CHECKING:
@@ -71,6 +73,21 @@ def test_train_and_fuse(
     fused = run("fuse", tiny, "out", "fused", "--quiet").stdout.strip()
     assert (tmp_path / fused / "model.safetensors").is_file()
     assert run("run", fused, "red", "-n", 2).returncode == 0
+
+
+def test_train_and_fuse_a_vision_model(run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    """From images in the size that is told; a missing one is named with its line."""
+    given = rows(tmp_path)
+    data = write_jsonl(tmp_path / "images.jsonl", given)
+    train = ("train", PLAIN, "--data", data, "--output", "out", "--steps", 2, "--max-pixels", 3136)
+    assert "done after 2 steps" in run(*train).stderr
+    fused = run("fuse", PLAIN, "out", "fused", "--quiet").stdout.strip()
+    answer = run("run", fused, "What is this?", "--image", tmp_path / given[0]["image"], "-n", 2)
+    assert answer.returncode == 0
+    (tmp_path / given[3]["image"]).unlink()
+    failed = run(*train, code=1).stderr
+    assert f"images.jsonl:4: {tmp_path / given[3]['image']} cannot be read" in failed
+    assert "Traceback" not in failed
 
 
 def test_ctrl_c_saves(tiny: Path, data: Path, tmp_path: Path) -> None:

@@ -135,6 +135,8 @@ def test_what_cannot_be_trained(config: Callable[..., TrainConfig], tmp_path: Pa
     """More layers than there are, fewer examples than a batch, and what is for other models, are told."""
     with pytest.raises(UnsupportedFeature, match="2 layers, not 3"):
         train(config(method="lora", layers=3))
+    with pytest.raises(InvalidArgument, match="other inputs than the first time"):
+        train(config(method="lora", dropout=0.1, checkpoint_layers=True))
     with pytest.raises(InvalidArgument, match="min_pixels is for models that read images"):
         train(config(min_pixels=3136))
     few = write_jsonl(tmp_path / "few.jsonl", [{"text": "one"}])
