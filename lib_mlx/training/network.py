@@ -131,7 +131,7 @@ class TrainedNetwork:
     def _compiled(self) -> Any:
         state = [self._network.state, mx.random.state]
         # a no-op on the CPU, see engine.device
-        return mx.compile(self._add_gradient, inputs=state, outputs=[mx.random.state])
+        return mx.compile(self._add_gradient, inputs=state, outputs=state)
 
     def _add_gradient(self, batch: tuple[mx.array, mx.array], gradient: Any, plans: Plans) -> Any:
         (loss, count), own = self._loss_and_gradient(*batch, plans)
