@@ -43,7 +43,7 @@ def load(path: Path) -> VisionNetwork:
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
 @pytest.mark.parametrize("step", [10_000, 7])
 def test_logits_are_those_of_mlx_vlm(checkpoint: Callable[[str], Path], family: str, step: int) -> None:
-    """Of a prompt with two images, at once and in chunks that end inside an image."""
+    """Of a prompt with two images, at once and in chunks that end inside an image; also as rows to learn from."""
     path = checkpoint(family)
     vision, inspected = load(path), inspect(path)
     reader = MediaReader(inspected, load_tokenizer(inspected), {"image": IMAGE}, PixelBounds(most=1 << 16))
@@ -65,6 +65,8 @@ def test_logits_are_those_of_mlx_vlm(checkpoint: Callable[[str], Path], family: 
     options = {name: value for name, value in theirs.to_dict().items() if value is not None}
     expected = vision.language(mx.array([media.tokens]), cache=vision.make_cache(), **options).logits
     assert np.abs(np.array(ours - expected)).max() < 1e-4
+    scored = vision.score(mx.array([[0] * len(numbers), numbers]), [None, plan])[1:]
+    assert np.abs(np.array(scored - expected)).max() < 1e-4
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava"])

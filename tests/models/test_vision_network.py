@@ -38,6 +38,17 @@ def test_logits_are_those_of_the_reference(name: str, step: int) -> None:
     assert np.abs(got - reference.tensors["logits"]).max() < TOLERANCE
 
 
+def test_whole_rows_to_learn_from() -> None:
+    """Without caches, padded to the longest, each row has the reference's logits."""
+    references = [plain_case(name) for name in ("one", "none", "two")]
+    length = max(len(reference.tokens) for reference in references)
+    tokens = [[*reference.tokens, *[0] * (length - len(reference.tokens))] for reference in references]
+    plans = [encode(reference) if reference.images else None for reference in references]
+    scored = np.array(network(references[0].model).score(mx.array(tokens), plans))
+    for reference, got in zip(references, scored, strict=True):
+        assert np.abs(got[reference.tensors["logits_rows"]] - reference.tensors["logits"]).max() < TOLERANCE
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("model", POINTERS)
 def test_backbones_of_pointer_models(model: str, name: str) -> None:

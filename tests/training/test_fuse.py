@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from lib_mlx.conversion.config import ConvertConfig
 from lib_mlx.conversion.conversion import convert
 from lib_mlx.errors import CorruptModel, InvalidArgument, ModelNotFound, UnsupportedFeature
 from lib_mlx.generation import SamplingParams
+from lib_mlx.models.adapters import read_shape
 from lib_mlx.training.config import TrainConfig
 from lib_mlx.training.fuse import fuse
 from lib_mlx.training.trainer import train
@@ -172,3 +174,13 @@ def test_what_does_not_fit(folder: Path, base: Path, adapter: Path, crafted: Pat
             with pytest.raises(error):
                 model.set_adapter(name)
             assert answers(model) == CODES
+
+
+def test_an_adapter_that_does_not_say_its_scale(adapter: Path, tmp_path: Path) -> None:
+    """A configuration that lacks what its weights are multiplied with is refused, not guessed."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    del config["lora_parameters"]["scale"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapters.safetensors").touch()
+    with pytest.raises(CorruptModel, match="KeyError"):
+        read_shape(tmp_path)
