@@ -133,7 +133,8 @@ class _Reader:
         spans = tuple((begin, min(end, limit)) for begin, end in spans if begin < min(end, limit))
         if not any(end > max(begin, 1) for begin, end in spans):
             raise InvalidArgument(
-                f"nothing is left to learn of its {len(tokens)} tokens.", hint="Give it an answer; raise max_tokens."
+                f"nothing is left to learn of its {len(tokens)} tokens.",
+                hint="Give it an answer; raise max_tokens, or lower max_pixels.",
             )
         return Example(tokens[:limit], spans, media, line if media else None)
 

@@ -59,8 +59,10 @@ class TrainedNetwork:
         self._language: Any = self.vision.language if self.vision else network
         if self.vision:
             _refuse_untrainable(checkpoint)
-        if mx.default_device() == mx.cpu or config.method == "full":
+        if mx.default_device() == mx.cpu:
             _widen(self._network)
+        elif config.method == "full":
+            _widen(self._language)
         shape = AdapterShape(config.method, config.layers, config.rank, config.scale, config.dropout)
         add_adapter(network, shape)
         self.shape = shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,33 @@ def test_adapters_change_places(model: lib_mlx.Model, base: Path, adapter: Path)
         assert names(model) == expected
     with lib_mlx.load_model(base, adapter_path=str(adapter)) as begun:
         assert names(begun) == OTHERS
+
+
+def test_changes_among_requests(model: lib_mlx.Model) -> None:
+    """While several ask about images that are still to be encoded, each answer is wholly of one or the other."""
+
+    def ask(name: str, shift: int) -> str:
+        turns = [Message("user", parts=(Image(png(name, (112, 84), shift)), QUESTION))]
+        return model.generate(turns, sampling=GREEDY, max_tokens=8).text
+
+    with ThreadPoolExecutor(4) as pool:
+        answers = {(name, shift): pool.submit(ask, name, shift) for name in COLOURS for shift in range(4)}
+        for at in range(6):
+            model.set_adapter("other" if at % 2 == 0 else None)
+    assert all(answer.result() in {NAMES[name], OTHERS[name]} for (name, _), answer in answers.items())
+    assert names(model) == NAMES
+
+
+def test_trained_while_it_serves(model: lib_mlx.Model, base: Path, tmp_path: Path) -> None:
+    """Requests about images are answered between the steps of a training of the same model, which leaves it alone."""
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train, told(tmp_path, "out", base, rows(tmp_path, OTHERS), steps=30, dropout=0.1))
+        while not training.done():
+            assert names(model) == NAMES
+        assert training.result().step == 30
+    alone = train(told(tmp_path, "alone", base, rows(tmp_path, OTHERS), steps=30, dropout=0.1))
+    ours, theirs = ((run.path / "adapters.safetensors").read_bytes() for run in (alone, training.result()))
+    assert ours == theirs
 
 
 def test_taken_out_nothing_is_left(folder: Path, base: Path, adapter: Path, tmp_path: Path) -> None:
