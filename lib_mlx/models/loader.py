@@ -139,7 +139,7 @@ def load_text_network(checkpoint: Checkpoint) -> Any:
 
 
 def load_network(checkpoint: Checkpoint) -> tuple[Any, VisionNetwork | None]:
-    """Return the network as `load_text_network` does; where the checkpoint has encoders, mlx-vlm's, twice.
+    """Return the network, neither evaluated nor made ready to serve; as second the same again if it has encoders.
 
     Engine thread only.
 
