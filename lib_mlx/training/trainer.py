@@ -159,6 +159,12 @@ class _Training:
         begun = time.monotonic()
         loss, tokens = worker.run(self.network.update, self._step + 1, batches)
         self._step += 1
+        if not math.isfinite(loss):
+            raise InvalidArgument(
+                f"The loss is {loss} at step {self._step}: the training diverged.",
+                hint="Lower the learning rate, or begin with a warmup; what was saved before is in the folder.",
+                param="learning_rate",
+            )
         rate = worker.run(lambda: self.network.learning_rate)
         row = Row(self._step, loss, rate, tokens / (time.monotonic() - begun), _memory())
         self._history.add(row)
