@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.models import store
@@ -148,7 +148,7 @@ def read_text(path: Path) -> str:
 def _loaded(checkpoint: Checkpoint, cpu_weights: CpuWeights) -> Iterator[list[Weights]]:
     """Give the weights in a list, which alone holds them: it is cleared on the engine thread."""
     worker = get_worker()
-    worker.run(importlib.import_module, "lib_mlx.engine.assembly")  # see engine.loading
+    import_on_worker("lib_mlx.models.loader")
 
     def load() -> list[Weights]:
         from lib_mlx.engine.device import set_up

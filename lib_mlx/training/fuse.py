@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import LoadCancelled
 from lib_mlx.models import store
@@ -44,9 +44,8 @@ def fuse(
         LoadCancelled: `cancelled` said so; nothing is left.
     """
     checkpoint = inspect(store.resolve(model_path))
-    worker = get_worker()
-    worker.run(importlib.import_module, "lib_mlx.models.upstream_tuner")
-    return worker.run(_fuse, checkpoint, adapter_path, output_path, dequantize, progress, cancelled)
+    import_on_worker("lib_mlx.models.upstream_tuner")
+    return get_worker().run(_fuse, checkpoint, adapter_path, output_path, dequantize, progress, cancelled)
 
 
 def _fuse(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
+from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.models import store
@@ -84,7 +84,7 @@ def train(
 
     checkpoint = inspect(store.resolve(config.model_path), trust_remote_code=config.trust_remote_code)
     worker = get_worker()
-    worker.run(importlib.import_module, "lib_mlx.training.network")  # see engine.loading
+    import_on_worker("lib_mlx.training.network")
     from lib_mlx.training.network import TrainedNetwork
 
     tokenizer = load_tokenizer(checkpoint)
