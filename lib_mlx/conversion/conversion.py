@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,7 @@ def convert(
         LibMlxError: the model is not there, cannot be read or not be quantised so; or there is no room for it.
         LoadCancelled: `cancelled` said so.
     """
-    source = store.resolve(config.model_path, progress=lambda done, total: progress("convert", done, total))
+    source = store.resolve(config.model_path, progress=partial(progress, "convert"), cancelled=cancelled)
     checkpoint = inspect(source, trust_remote_code=config.trust_remote_code)
     target = Path(config.output_path).expanduser().absolute()
     if target.exists():
