@@ -1,12 +1,14 @@
 # `make demo` and `make test` need Python 3.11+, a C compiler and make; everything else goes into .venv.
 #   PYTHON=/path/to/python3   the Python to use instead of the first suitable one
 #   MODEL=NAME PROMPT=TEXT    what `make demo` runs; any name `lib-mlx pull` knows
+#   MLX=cpu|cuda|cuda13       MLX's build on Linux; without a GPU, CUDA's cannot even be imported
 MODEL ?= smollm2
 PROMPT ?=
+MLX ?= cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
-SYNCED := $(VENV)/.synced
+SYNCED := $(VENV)/.synced-$(MLX)
 CHAT := examples/c/chat
 
 .PHONY: demo test lint format clean library
@@ -37,8 +39,8 @@ $(CHAT): examples/c/chat.c examples/c/http.h examples/c/json.h include/lib_mlx.h
 
 # The versions of uv.lock, and this checkout as an editable install.
 $(SYNCED): pyproject.toml uv.lock tools/sync.sh tools/find_python.sh
-	@tools/sync.sh $(VENV)
-	@touch $@
+	@tools/sync.sh $(VENV) $(MLX)
+	@rm -f $(VENV)/.synced-* && touch $@
 
 clean:
 	rm -rf $(VENV) build dist lib_mlx/*.so lib_mlx/*.so.* lib_mlx/*.dylib lib_mlx/include lib_mlx/share $(CHAT)

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Makes the virtual environment $1 and installs the locked versions and this checkout into it, with uv: the one on
-# PATH, or one installed into the environment by pip.
+# Makes the virtual environment $1 and installs the locked versions and this checkout into it, with MLX's build $2 (cpu,
+# cuda or cuda13), by uv: the one on PATH, or one installed into the environment by pip.
 set -eu
 venv=$1
+back_end=$2
 
 if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
     python=$(PYTHON=${PYTHON:-} "$(dirname "$0")/find_python.sh")
@@ -30,4 +31,4 @@ else
 fi
 
 echo "installing the locked versions"
-UV_PROJECT_ENVIRONMENT=$venv "$uv" sync --quiet --locked --python "$venv/bin/python"
+UV_PROJECT_ENVIRONMENT=$venv "$uv" sync --quiet --locked --extra "$back_end" --python "$venv/bin/python"

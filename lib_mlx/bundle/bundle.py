@@ -103,7 +103,7 @@ def create(
 
 def _build(root: Path, source: Path | None, model: str, *, vision: bool, progress: Callable[[str], None]) -> int:
     without = FOR_TERMINALS | (FOR_OTHER_TOKENIZERS if source and _reads_tokenizer(source) and not vision else set())
-    distributions = required(("vision",) if vision else (), without)
+    distributions = required(("cpu", "vision") if vision else ("cpu",), without)
     progress("copying Python and packages")
     _copy(root / PYTHON, interpreter_files())
     _copy(root / PACKAGE, own_files(f"_backend_cp3{sys.version_info.minor}.so"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from lib_mlx.cli.interrupt import stopped_by_ctrl_c
 from lib_mlx.cli.run import ModelName  # noqa: TC001
 
 Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="A directory that does not exist yet.")]
@@ -68,10 +67,11 @@ def fuse(
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Leave no weight quantised.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model with an adapter in its weights."""
+    """Write a model with an adapter in its weights. Ctrl-C leaves nothing."""
     from lib_mlx.cli.progress import reporter
     from lib_mlx.training.fuse import fuse as run
 
+    stopped = stopped_by_ctrl_c()
     with reporter(quiet) as report:
         path = run(
             model,
@@ -79,6 +79,7 @@ def fuse(
             output,
             dequantize=dequantize,
             progress=lambda done, total: report("write", done, total) if report else None,
+            cancelled=stopped.is_set,
         )
     typer.echo(path)
 
@@ -90,8 +91,7 @@ def _convert(quiet: bool, **told: Any) -> None:
     from lib_mlx.conversion.conversion import convert as run
 
     config = parse_config(ConvertConfig, {key: value for key, value in told.items() if value is not None})
-    stopped = threading.Event()
-    signal.signal(signal.SIGINT, lambda *_: stopped.set())
+    stopped = stopped_by_ctrl_c()
     with reporter(quiet) as report:
         made = run(config, report or (lambda _stage, _done, _total: None), stopped.is_set)
     if not quiet:

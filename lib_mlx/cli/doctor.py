@@ -76,8 +76,18 @@ def _library() -> Iterator[Finding]:
 def _device() -> Iterator[Finding]:
     from importlib.metadata import version
 
+    from lib_mlx.engine.imports import import_on_worker
     from lib_mlx.engine.worker import get_worker
 
+    back_ends = [name for name in ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13") if _is_installed(name)]
+    if len(back_ends) > 1:
+        yield Finding(
+            "mlx",
+            "wrong",
+            f"{' and '.join(back_ends)} are installed, which have the same files.",
+            f"pip uninstall {' '.join(back_ends)}; pip install 'lib-mlx[cpu]' or 'lib-mlx[cuda]'",
+        )
+    import_on_worker("mlx.core")
     device, blas = get_worker().run(_look_at_mlx)
     yield Finding("mlx", "ok", f"{version('mlx')} on the {device}; mlx-lm {version('mlx-lm')}")
     if device == "cpu" and sys.platform == "linux":
@@ -85,6 +95,16 @@ def _device() -> Iterator[Finding]:
             yield Finding("blas", "ok", f"{blas} in place of MLX's own; {_instructions()}")
         else:
             yield Finding("blas", "warning", "MLX's own, which is slow.", "Reinstall numpy and lib-mlx from wheels.")
+
+
+def _is_installed(name: str) -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _look_at_mlx() -> tuple[str, str | None]:

@@ -104,7 +104,8 @@ def kl(
     from lib_mlx.evaluation import prediction
 
     content = prediction.read_text(text)
-    found = {model: asdict(prediction.divergence(model, reference, content, length=length)) for model in models}
+    divergences = prediction.divergences(models, reference, content, length=length)
+    found = {model: asdict(one) for model, one in zip(models, divergences, strict=True)}
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

@@ -23,12 +23,10 @@ def onnx(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write to; made if missing.")],
 ) -> None:
     """Write a GUI-Actor's vision_tower.onnx and pointer_head.onnx."""
-    import importlib
-
+    from lib_mlx.engine.imports import import_on_worker
     from lib_mlx.engine.worker import get_worker
     from lib_mlx.models import store
 
-    # MLX is used on the engine's thread only.
-    work = get_worker().run(importlib.import_module, "lib_mlx.export.checkpoint")
+    work = import_on_worker("lib_mlx.export.checkpoint")
     for path in get_worker().run(work.export_onnx, store.resolve(model), directory):
         typer.echo(path)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from pathlib import Path  # noqa: TC003 - typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lib_mlx.cli.interrupt import stopped_by_ctrl_c
 from lib_mlx.cli.run import ModelName  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from lib_mlx.training.trainer import Progress
 
@@ -60,7 +58,7 @@ def train(
     from lib_mlx.training.trainer import train as run
 
     config = parse_config(TrainConfig, {**paths, **told})
-    stopped = _stopped_by_ctrl_c()
+    stopped = stopped_by_ctrl_c()
     show = _Bar() if sys.stderr.isatty() else _lines(config.steps)
     try:
         result = run(config, show, stopped.is_set)
@@ -74,18 +72,6 @@ def train(
     typer.echo(result.path)
     if result.ended == "interrupted":
         raise typer.Exit(130)
-
-
-def _stopped_by_ctrl_c() -> threading.Event:
-    """Return what the first Ctrl-C sets; the second one ends the program."""
-    stopped = threading.Event()
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stopped.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    signal.signal(signal.SIGINT, on_signal)
-    return stopped
 
 
 def _figures(progress: Progress) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InvalidArgument, LoadCancelled, UnsupportedFeature
 from lib_mlx.grounding.interface import is_pointer_model
@@ -53,7 +54,7 @@ def convert(
         LibMlxError: the model is not there, cannot be read or not be quantised so; or there is no room for it.
         LoadCancelled: `cancelled` said so.
     """
-    source = store.resolve(config.model_path, progress=lambda done, total: progress("convert", done, total))
+    source = store.resolve(config.model_path, progress=partial(progress, "convert"), cancelled=cancelled)
     checkpoint = inspect(source, trust_remote_code=config.trust_remote_code)
     target = Path(config.output_path).expanduser().absolute()
     if target.exists():
@@ -62,7 +63,7 @@ def convert(
         )
     pieces = _pieces(config, checkpoint) if config.text_path else []
     worker = get_worker()
-    worker.run(importlib.import_module, "lib_mlx.conversion.quantization")  # see engine.loading
+    import_on_worker("lib_mlx.conversion.quantization")
     if checkpoint.has_towers and is_pointer_model(checkpoint.config):
         _quantize_actor(config, source, target)
         return Converted(target, _weight_bytes(source), _weight_bytes(target))
@@ -79,11 +80,10 @@ def _quantize_actor(config: ConvertConfig, source: Path, target: Path) -> None:
             hint="Give bits alone.",
             param=next(iter(set(told) - {"bits"}), "bits"),
         )
-    worker = get_worker()
-    worker.run(importlib.import_module, "lib_mlx.grounding.quantization")
+    import_on_worker("lib_mlx.grounding.quantization")
     from lib_mlx.grounding.quantization import quantize_checkpoint
 
-    worker.run(quantize_checkpoint, source, target, told["bits"])
+    get_worker().run(quantize_checkpoint, source, target, told["bits"])
 
 
 def _convert(

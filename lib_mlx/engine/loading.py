@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-from lib_mlx.engine.worker import get_worker
+from lib_mlx.engine.imports import import_on_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +39,7 @@ def open_model(
     path, done = _resolve(name, revision, progress, cancelled)
     inspected = checkpoint.inspect(path, trust_remote_code=config.trust_remote_code)
     progress(done, "importing")
-    # On the engine thread: MLX has the thread that imports it take the GIL as the last thing it does, which aborts
-    # a process that is exiting.
-    get_worker().run(importlib.import_module, "lib_mlx.engine.engine")
+    import_on_worker("lib_mlx.engine.engine")
     from lib_mlx.engine import engine
 
     return engine.load(

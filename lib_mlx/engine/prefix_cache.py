@@ -60,7 +60,6 @@ class PrefixCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.nbytes = 0
-        self.hits = self.misses = 0
         self._roots: dict[str, _Node] = {}
         self._recent: OrderedDict[_Node, None] = OrderedDict()  # stored entries, least recently used first
 
@@ -74,13 +73,11 @@ class PrefixCache:
         """
         found, usable = self._find(np.asarray(tokens, np.int32), salt)
         if found is None or found.cache is None or usable <= 0:
-            self.misses += 1
             return None, 0
         if found.check is not None and not found.check():
             self._drop(found)
             return self.take(tokens, salt)
         found.check = None
-        self.hits += 1
         self._recent.move_to_end(found)
         cache = copy.deepcopy(found.cache)
         if found.depth > usable:

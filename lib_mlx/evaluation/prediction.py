@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import mlx.core as mx
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None]
 
+Row = TypeVar("Row")
 LENGTH = 512
 
 
@@ -68,50 +71,52 @@ def perplexity(
     """
     checkpoint = inspect(store.resolve(model_path))
     pieces = _pieces(checkpoint, text, length)
-    weights = _load(checkpoint, cpu_weights)
-    losses: list[float] = []
-    try:
-        for number, piece in enumerate(pieces, 1):
-            losses += get_worker().run(lambda piece=piece: _losses(weights[0], piece))
-            progress(number, len(pieces))
-    finally:
-        get_worker().run(weights.clear)
+    with _loaded(checkpoint, cpu_weights) as weights:
+        losses = _each(pieces, partial(_losses, weights), progress)
     mean = math.fsum(losses) / len(losses)
     variance = math.fsum((loss - mean) ** 2 for loss in losses) / max(1, len(losses) - 1)
     return Perplexity(math.exp(mean), math.exp(mean) * math.sqrt(variance / len(losses)), len(losses))
 
 
-def divergence(
-    model_path: str,
+def divergences(
+    model_paths: Sequence[str],
     reference_path: str,
     text: str,
     *,
     length: int = LENGTH,
     cpu_weights: CpuWeights = "auto",
     progress: Progress = lambda _done, _total: None,
-) -> Divergence:
-    """Return how far a model's predictions of `text` are from those of a reference with the same vocabulary. Blocks.
+) -> list[Divergence]:
+    """Return how far each model's predictions of `text` are from those of a reference with the same vocabulary. Blocks.
 
     Raises:
         InvalidArgument: the text is too short, or the vocabularies differ.
         LibMlxError: a model is not there or cannot be read.
     """
-    checkpoint, reference = inspect(store.resolve(model_path)), inspect(store.resolve(reference_path))
-    pieces = _pieces(checkpoint, text, length)
-    if pieces != _pieces(reference, text, length):
-        raise InvalidArgument("The models have different tokens.", hint="Compare models of one family.", param="model")
-    weights = [*_load(checkpoint, cpu_weights), *_load(reference, cpu_weights)]
-    found: list[tuple[float, float, float, float]] = []
-    try:
-        if weights[0].vocab_size != weights[1].vocab_size:
-            raise InvalidArgument("The models have vocabularies of different sizes.", hint="Compare others.")
-        for number, piece in enumerate(pieces, 1):
-            found += get_worker().run(lambda piece=piece: _compare(weights[0], weights[1], piece))
-            progress(number, len(pieces))
-    finally:
-        get_worker().run(weights.clear)
-    kl, same, own, other = zip(*found, strict=True)
-    count = len(found)
+    checkpoints = [inspect(store.resolve(path)) for path in model_paths]
+    reference = inspect(store.resolve(reference_path))
+    pieces = _pieces(reference, text, length)
+    for checkpoint in checkpoints:
+        if pieces != _pieces(checkpoint, text, length):
+            raise InvalidArgument(
+                f"{checkpoint.path.name} and {reference.path.name} have different tokens.",
+                hint="Compare models of one family.",
+                param="model",
+            )
+    found = []
+    with _loaded(reference, cpu_weights) as known:
+        for checkpoint in checkpoints:
+            with _loaded(checkpoint, cpu_weights) as weights:
+                if weights[0].vocab_size != known[0].vocab_size:
+                    raise InvalidArgument("The models have vocabularies of different sizes.", hint="Compare others.")
+                rows = _each(pieces, partial(_compare, weights, known), progress)
+            found.append(_summary(rows))
+    return found
+
+
+def _summary(rows: list[tuple[float, float, float, float]]) -> Divergence:
+    kl, same, own, other = zip(*rows, strict=True)
+    count = len(rows)
     return Divergence(
         math.fsum(kl) / count,
         max(kl),
@@ -122,6 +127,15 @@ def divergence(
     )
 
 
+def _each(pieces: list[list[int]], work: Callable[[list[int]], list[Row]], progress: Progress) -> list[Row]:
+    """Return what `work` finds in all pieces, one after the other on the engine thread."""
+    found: list[Row] = []
+    for number, piece in enumerate(pieces, 1):
+        found += get_worker().run(work, piece)
+        progress(number, len(pieces))
+    return found
+
+
 def read_text(path: Path) -> str:
     """Return the text in a file; raises InvalidArgument if there is none."""
     try:
@@ -130,10 +144,11 @@ def read_text(path: Path) -> str:
         raise InvalidArgument(f"{path} cannot be read: {error}.", hint="Name a text in UTF-8.", param="text") from None
 
 
-def _load(checkpoint: Checkpoint, cpu_weights: CpuWeights) -> list[Weights]:
-    """Return the weights in a list, which alone holds them: it is cleared on the engine thread."""
+@contextlib.contextmanager
+def _loaded(checkpoint: Checkpoint, cpu_weights: CpuWeights) -> Iterator[list[Weights]]:
+    """Give the weights in a list, which alone holds them: it is cleared on the engine thread."""
     worker = get_worker()
-    worker.run(importlib.import_module, "lib_mlx.engine.assembly")  # see engine.loading
+    import_on_worker("lib_mlx.models.loader")
 
     def load() -> list[Weights]:
         from lib_mlx.engine.device import set_up
@@ -142,7 +157,11 @@ def _load(checkpoint: Checkpoint, cpu_weights: CpuWeights) -> list[Weights]:
         set_up()
         return [load_weights(checkpoint, lambda _: None, lambda: False, cpu_weights)]
 
-    return worker.run(load)
+    weights = worker.run(load)
+    try:
+        yield weights
+    finally:
+        worker.run(weights.clear)
 
 
 def _pieces(checkpoint: Checkpoint, text: str, length: int) -> list[list[int]]:
@@ -167,18 +186,20 @@ def _log_probabilities(weights: Weights, piece: list[int]) -> mx.array:
     return cast("mx.array", logits - mx.logsumexp(logits, axis=-1, keepdims=True))
 
 
-def _losses(weights: Weights, piece: list[int]) -> list[float]:
+def _losses(model: list[Weights], piece: list[int]) -> list[float]:
     import mlx.core as mx
 
-    found = mx.take_along_axis(_log_probabilities(weights, piece), mx.array(piece[1:])[:, None], axis=-1)
+    found = mx.take_along_axis(_log_probabilities(model[0], piece), mx.array(piece[1:])[:, None], axis=-1)
     return cast("list[float]", (-found[:, 0]).tolist())
 
 
-def _compare(model: Weights, reference: Weights, piece: list[int]) -> list[tuple[float, float, float, float]]:
+def _compare(
+    model: list[Weights], reference: list[Weights], piece: list[int]
+) -> list[tuple[float, float, float, float]]:
     """Return of each token: divergence, whether the likeliest is the same, the loss of both."""
     import mlx.core as mx
 
-    own, other = (_log_probabilities(weights, piece) for weights in (model, reference))
+    own, other = (_log_probabilities(weights[0], piece) for weights in (model, reference))
     kl = (mx.exp(other) * (other - own)).sum(axis=-1)
     same = (own.argmax(axis=-1) == other.argmax(axis=-1)).astype(mx.float32)
     said = mx.array(piece[1:])[:, None]

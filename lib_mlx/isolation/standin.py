@@ -10,20 +10,12 @@ from lib_mlx.server.listener import Listener
 if TYPE_CHECKING:
     from lib_mlx.config import LoadConfig, ServerConfig
     from lib_mlx.errors import EngineDied
-    from lib_mlx.registry.slot import Slot
     from lib_mlx.status import Handles, Status
-
-
-class _Lost(Registry):
-    """A registry of one model, which stands for all that the process had."""
-
-    def _match(self, _name: str | None) -> Slot | None:
-        return super()._match(None)
 
 
 def stand_in(status: Status, model: LoadConfig, server: ServerConfig, death: EngineDied, handles: Handles) -> Listener:
     """Listen where `status` says that the server did; raises as `Listener` does."""
-    registry = _Lost()
+    registry = Registry(any_name=True)
     name = status.server.model_id or status.model.model_id
     registry.add_failed(ModelSpec(name, model.model_path, model, pinned=True), death)
     config = server.model_copy(update={"port": status.server.port or 0})

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 FORMATS = ("MP4", "MOV", "WebM", "MKV", "AVI")
 MAX_SIDE = 8192
 MAX_SECONDS = 2 * 3600
-MAX_FRAMES = 768
-MAX_FPS = 60.0
 _TIME_S = 30.0  # to decode one file
 _FPS, _LEAST, _MOST = 2.0, 4, 32  # of what is taken, if nothing else is said; the first two are mlx-vlm's
 _VERBOSITY = "OPENCV_FFMPEG_LOGLEVEL"

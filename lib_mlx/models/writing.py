@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -41,7 +42,7 @@ def write_model(
         source: where the tokenizer and the other files are copied from.
         target: must not exist.
         key: what the result depends on beside the weights' names and shapes. Parts that were written for the same are
-            gone on with; without a key nothing is.
+            gone on with; without a key nothing is, and what fails leaves nothing.
         apart: arrays that are written with those of the network, by name.
         progress: told bytes written and in total.
         between: called before each part; what it raises ends the work.
@@ -58,8 +59,10 @@ def write_model(
     total, done = sum(sizes.values()), 0
     parts = list(_parts(sizes, PART_BYTES))
     identity = f"{key}\0{[(name, array.shape, str(array.dtype)) for name, array in arrays]}\0{parts}"
-    with room_on(target.parent):
+    with room_on(target.parent), contextlib.ExitStack() as undo:
         staged = _staging(target, hashlib.sha256(identity.encode()).hexdigest(), keep=bool(key))
+        if not key:
+            undo.callback(shutil.rmtree, staged, ignore_errors=True)
         left = dict(arrays)
         del arrays
         for number, names in enumerate(parts, 1):
@@ -70,6 +73,7 @@ def write_model(
         _copy_rest(source, staged)
         _finish(staged, config, parts, sizes)
         staged.rename(target)
+        undo.pop_all()
     return target
 
 

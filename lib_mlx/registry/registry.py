@@ -14,16 +14,19 @@ import logging
 import threading
 import time
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING
 
 from lib_mlx import memory
 from lib_mlx.engine import heap
 from lib_mlx.engine.loading import open_model
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import InvalidArgument, LibMlxError, ModelBusy, ModelNotFound, ShuttingDown
+from lib_mlx.errors import InvalidArgument, LibMlxError, ModelBusy, ShuttingDown
 from lib_mlx.registry.facts import read_facts
+from lib_mlx.registry.lease import Lease, give_up
 from lib_mlx.registry.need import estimate_need, too_large
 from lib_mlx.registry.slot import FOREVER, ModelEntry, ModelSpec, Slot
+from lib_mlx.registry.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,22 +40,6 @@ _CLOSE_S = 5.0
 _PASSING = frozenset({"loading", "unloading"})
 
 
-class Lease:
-    """The use of a loaded model, which stays loaded until `release`. Any thread."""
-
-    def __init__(self, registry: Registry, slot: Slot, engine: EngineModel) -> None:
-        self.id = slot.spec.id
-        self.engine = engine
-        self._registry = registry
-        self._slot: Slot | None = slot
-
-    def release(self, keep_alive_s: float | None = None) -> None:
-        """Give the model free, to be unloaded after `keep_alive_s` (None: as configured). Idempotent."""
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            self._registry._released(slot, keep_alive_s)  # noqa: SLF001 - the two are one
-
-
 class Registry:
     """The models of one server. Thread-safe; nothing blocks but what says so.
 
@@ -60,6 +47,7 @@ class Registry:
         keep_alive_s: unload a model after so long without a request.
         limit_bytes: the most that all models may take together; what the machine has free if None.
         discover: called for further models, each time they are listed or an unknown one is asked for.
+        any_name: whether the first model answers to every name.
     """
 
     def __init__(
@@ -68,60 +56,48 @@ class Registry:
         keep_alive_s: float = FOREVER,
         limit_bytes: int | None = None,
         discover: Callable[[], Iterable[ModelSpec]] = tuple,
+        any_name: bool = False,
     ) -> None:
         self._keep_alive_s = keep_alive_s
         self._limit_bytes = limit_bytes
-        self._discover = discover
-        self._changed = threading.Condition()
+        self._slots = Slots(discover, any_name=any_name)
+        self._changed = self._slots.changed
         self._room = threading.Lock()  # one load at a time decides what must go for it
-        self._slots: dict[str, Slot] = {}
-        self._listeners: list[Callable[[ModelEntry], None]] = []
         self._keeper: threading.Thread | None = None
         self._closed = False
         self._suspended = False
 
     def add(self, spec: ModelSpec) -> None:
         """Make a model known, to be loaded at its first use."""
-        with self._changed:
-            self._slots.setdefault(spec.id, Slot(spec))
+        self._slots.add_new((spec,))
 
     def add_failed(self, spec: ModelSpec, error: LibMlxError) -> None:
         """Make a model known that its host could not keep: whoever asks for it gets `error`."""
-        with self._changed:
-            self._slots[spec.id] = Slot(spec, owned=False, status="failed", error=error)
+        self._slots.add(Slot(spec, owned=False, status="failed", error=error))
 
     def add_loaded(self, spec: ModelSpec, engine: EngineModel, created: int) -> None:
         """Make a model known that its host has loaded, and alone unloads."""
         slot = Slot(spec, owned=False, status="ready", progress=1.0, engine=engine, created=created)
         slot.bytes = engine.weight_bytes
-        with self._changed:  # it is the first one, for requests that name none
-            others = {name: other for name, other in self._slots.items() if name != spec.id}
-            self._slots = {spec.id: slot, **others}
+        self._slots.add(slot, first=True)
 
     def subscribe(self, listener: Callable[[ModelEntry], None]) -> Callable[[], None]:
         """Have `listener` called at every change, on whatever thread made it; returns what ends that.
 
         It must be quick, and wait for nobody.
         """
-        with self._changed:
-            self._listeners = [*self._listeners, listener]
-
-        def end() -> None:
-            with self._changed:
-                self._listeners = [other for other in self._listeners if other is not listener]
-
-        return end
+        return self._slots.subscribe(listener)
 
     def entries(self) -> list[ModelEntry]:
         """Return all models, in the order they were made known. Looks at the disk if models are discovered."""
-        self._look()
+        self._slots.discover()
         with self._changed:
-            return [slot.entry() for slot in self._slots.values()]
+            return [slot.entry() for slot in self._slots]
 
     def known(self) -> list[ModelEntry]:
         """Return the models that are known already; looks at nothing."""
         with self._changed:
-            return [slot.entry() for slot in self._slots.values()]
+            return [slot.entry() for slot in self._slots]
 
     def find(self, name: str | None) -> ModelEntry:
         """Return the model that answers to `name`; without a name, the first one. May look at the disk for it.
@@ -130,12 +106,12 @@ class Registry:
             ModelNotFound: there is none.
         """
         with self._changed:
-            known = self._match(name)
+            known = self._slots.match(name)
             if known is not None:
                 return known.entry()
-        self._look()
+        self._slots.discover()
         with self._changed:
-            return self._find(name).entry()
+            return self._slots.find(name).entry()
 
     @staticmethod
     def facts(entry: ModelEntry) -> ModelFacts:
@@ -155,7 +131,7 @@ class Registry:
         wanted: Future[Lease] = Future()
         with self._changed:
             self._refuse_if_closed()
-            slot = self._find(name)
+            slot = self._slots.find(name)
             if slot.error is not None and not slot.owned:
                 raise slot.error.copy()
             slot.waiting.append(wanted)
@@ -163,17 +139,14 @@ class Registry:
                 self._hand_out(slot)
             elif slot.status in {"available", "failed"}:
                 self._start_load(slot)
-        self._publish(slot)
+        self._slots.publish(slot)
         return wanted
 
-    @staticmethod
-    def give_up(wanted: Future[Lease]) -> None:
-        """Release the lease that `wanted` has or will have, for a wait that has ended without it."""
-        wanted.add_done_callback(_release)
+    give_up = staticmethod(give_up)
 
     def preload(self, name: str) -> None:
         """Begin to load a model if it is not loaded; raises as `lease` does. May look at the disk for it."""
-        self.give_up(self.lease(self.find(name).id))
+        give_up(self.lease(self.find(name).id))
 
     def unload(self, name: str) -> None:
         """Unload a model, or cancel its load. Blocks until its memory is free.
@@ -184,7 +157,7 @@ class Registry:
         """
         known = self.find(name).id
         with self._changed:
-            slot = self._find(known)
+            slot = self._slots.find(known)
             if not slot.owned:
                 raise InvalidArgument(
                     f"The model {slot.spec.id!r} belongs to the program that serves it.",
@@ -210,7 +183,7 @@ class Registry:
         """
         with self._changed:
             self._suspended = True
-            for slot in self._slots.values():
+            for slot in self._slots:
                 if slot.status == "loading":
                     slot.postponed = True
                     slot.cancelled.set()
@@ -221,7 +194,7 @@ class Registry:
         """Go on where `suspend` stopped."""
         with self._changed:
             self._suspended = False
-            for slot in self._slots.values():
+            for slot in self._slots:
                 if slot.waiting and slot.status in {"available", "failed"}:
                     self._start_load(slot)
         self._pass_on()
@@ -234,12 +207,12 @@ class Registry:
     def _pass_on(self) -> None:
         """Have the loaded models do as the registry does."""
         with self._changed:
-            ready = [slot for slot in self._slots.values() if slot.status == "ready"]
+            ready = [slot for slot in self._slots if slot.status == "ready"]
         for slot in ready:
             if (engine := slot.engine) is not None:
                 with contextlib.suppress(ShuttingDown):  # it is being unloaded
                     self._match_suspension(engine)
-                self._publish(slot)
+                self._slots.publish(slot)
 
     def _match_suspension(self, engine: EngineModel) -> None:
         while engine.suspended != (wanted := self._suspended):  # which may change meanwhile
@@ -252,40 +225,15 @@ class Registry:
         """
         with self._changed:
             self._closed = True
-            for slot in self._slots.values():
+            for slot in self._slots:
                 slot.cancelled.set()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not any(s.status in _PASSING for s in self._slots.values()), _CLOSE_S)
-            ready = [slot for slot in self._slots.values() if slot.owned and slot.status == "ready"]
+            self._changed.wait_for(lambda: not any(s.status in _PASSING for s in self._slots), _CLOSE_S)
+            ready = [slot for slot in self._slots if slot.owned and slot.status == "ready"]
             for slot in ready:
                 slot.status = "unloading"
         for slot in ready:
             self._unload(slot)
-
-    # Finding
-
-    def _find(self, name: str | None) -> Slot:
-        found = self._match(name)
-        if found is not None:
-            return found
-        known = ", ".join(repr(model) for model in self._slots)
-        raise ModelNotFound(
-            f"The model {name!r} does not exist here.",
-            hint=f"This server has {known}." if known else "This server has no model.",
-            param="model",
-        )
-
-    def _match(self, name: str | None) -> Slot | None:
-        slots = self._slots.values()
-        if name is None:
-            return next(iter(slots), None)
-        return self._slots.get(name) or next((slot for slot in slots if name in slot.spec.aliases), None)
-
-    def _look(self) -> None:
-        found = list(self._discover())
-        with self._changed:
-            for spec in found:
-                self._slots.setdefault(spec.id, Slot(spec))
 
     # Loading
 
@@ -332,7 +280,7 @@ class Registry:
             engine.unload()
             raise _stopping()
         self._pass_on()  # it may have changed meanwhile
-        self._publish(slot)
+        self._slots.publish(slot)
 
     def _failed(self, slot: Slot, error: BaseException) -> None:
         known = error if isinstance(error, LibMlxError) else LibMlxError(f"The load failed: {error}.")
@@ -350,7 +298,7 @@ class Registry:
         for wanted in waiting:
             if wanted.set_running_or_notify_cancel():
                 wanted.set_exception(known.copy())
-        self._publish(slot)
+        self._slots.publish(slot)
 
     def _hand_out(self, slot: Slot) -> None:
         """Give leases to all who wait for `slot`, which is ready."""
@@ -358,7 +306,7 @@ class Registry:
         for wanted in waiting:
             if slot.engine is not None and wanted.set_running_or_notify_cancel():
                 slot.busy += 1
-                wanted.set_result(Lease(self, slot, slot.engine))
+                wanted.set_result(Lease(slot.spec.id, slot.engine, partial(self._released, slot)))
 
     def _make_room(self, slot: Slot) -> None:
         """Unload what was not used for longest until `slot` fits; raises InsufficientMemory if it never does."""
@@ -366,7 +314,7 @@ class Registry:
         with self._room:
             while True:
                 with self._changed:
-                    others = [other for other in self._slots.values() if other is not slot]
+                    others = [other for other in self._slots if other is not slot]
                     room = self._room_beside(others)
                     if need <= room or slot.cancelled.is_set():  # which the load itself looks for
                         slot.bytes = need
@@ -391,7 +339,7 @@ class Registry:
     def _progressed(self, slot: Slot, fraction: float, stage: str) -> None:
         with self._changed:
             slot.progress, slot.stage = round(fraction, 4), stage
-        self._publish(slot)
+        self._slots.publish(slot)
 
     # Unloading
 
@@ -401,14 +349,14 @@ class Registry:
             slot.used = time.monotonic()
             slot.keep_alive_s = self._keep_alive(slot.spec) if keep_alive_s is None else keep_alive_s
             self._changed.notify_all()
-        self._publish(slot)
+        self._slots.publish(slot)
 
     def _keep_alive(self, spec: ModelSpec) -> float:
         return self._keep_alive_s if spec.keep_alive_s is None else spec.keep_alive_s
 
     def _unload(self, slot: Slot) -> None:
         """Free what `slot`, marked as unloading, holds; load it again if it was asked for meanwhile."""
-        self._publish(slot)
+        self._slots.publish(slot)
         engine, slot.engine = slot.engine, None
         if engine is not None:
             engine.unload()
@@ -419,7 +367,7 @@ class Registry:
             if slot.waiting:
                 self._start_load(slot)
             self._changed.notify_all()
-        self._publish(slot)
+        self._slots.publish(slot)
 
     def _start_keeper(self) -> None:
         if self._keeper is None:
@@ -432,7 +380,7 @@ class Registry:
             with self._changed:
                 if self._closed:
                     return
-                due = min(self._slots.values(), key=lambda slot: slot.expires_at)
+                due = min(self._slots, key=lambda slot: slot.expires_at)
                 left = due.expires_at - time.monotonic()
                 if left > 0:
                     self._changed.wait(None if left == FOREVER else left)
@@ -443,17 +391,6 @@ class Registry:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise _stopping()
-
-    def _publish(self, slot: Slot) -> None:
-        with self._changed:  # also while they are told: the last they hear is how it is
-            entry = slot.entry()
-            for listener in self._listeners:
-                listener(entry)
-
-
-def _release(wanted: Future[Lease]) -> None:
-    if not wanted.cancelled() and wanted.exception() is None:
-        wanted.result().release()
 
 
 def _stopping() -> ShuttingDown:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from lib_mlx.engine.engine import EngineModel
     from lib_mlx.errors import ErrorObject, LibMlxError
-    from lib_mlx.registry.registry import Lease
+    from lib_mlx.registry.lease import Lease
 
 State = Literal["available", "loading", "ready", "suspended", "unloading", "failed"]
 FOREVER = float("inf")

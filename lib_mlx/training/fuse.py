@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
+from lib_mlx.errors import LoadCancelled
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
@@ -24,21 +25,30 @@ def fuse(
     *,
     dequantize: bool = False,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Write the model with the adapter in its weights to the new directory `output_path`. Blocks.
 
     Quantised weights are quantised again, as they were, unless `dequantize` is given.
 
+    Args:
+        model_path: a directory or a model of the store.
+        adapter_path: a directory, as training writes it.
+        output_path: must not exist.
+        dequantize: leave no weight quantised.
+        progress: told bytes written and in total.
+        cancelled: asked before each part.
+
     Raises:
         ModelNotFound, CorruptModel: model or adapter are not there, or do not fit each other.
         InvalidArgument: `output_path` exists.
+        LoadCancelled: `cancelled` said so; nothing is left.
     """
     checkpoint = inspect(store.resolve(model_path))
-    worker = get_worker()
-    worker.run(importlib.import_module, "lib_mlx.models.upstream_tuner")  # see engine.loading
+    import_on_worker("lib_mlx.models.upstream_tuner")
     if checkpoint.has_towers:
         import_mlx_vlm(checkpoint)
-    return worker.run(_fuse, checkpoint, adapter_path, output_path, dequantize, progress)
+    return get_worker().run(_fuse, checkpoint, adapter_path, output_path, dequantize, progress, cancelled)
 
 
 def _fuse(
@@ -47,6 +57,7 @@ def _fuse(
     output_path: Path,
     dequantize: bool,
     progress: Callable[[int, int], None],
+    cancelled: Callable[[], bool],
 ) -> Path:
     from lib_mlx.engine.device import set_up
     from lib_mlx.models.adapters import fuse_adapter, load_adapter
@@ -54,6 +65,7 @@ def _fuse(
     from lib_mlx.models.upstream_tuner import dequantize_model
     from lib_mlx.models.writing import write_model
 
+    worker = get_worker()
     set_up()
     network, vision = load_network(checkpoint)
     load_adapter(network, adapter_path)
@@ -63,4 +75,10 @@ def _fuse(
     if dequantize:
         dequantize_model(network)
         config = {key: value for key, value in config.items() if key not in {"quantization", "quantization_config"}}
-    return write_model(network, config, checkpoint.path, output_path, apart=apart, progress=progress)
+
+    def between() -> None:
+        worker.breathe()
+        if cancelled():
+            raise LoadCancelled("The fusing was cancelled.", hint="Start it again.")
+
+    return write_model(network, config, checkpoint.path, output_path, apart=apart, progress=progress, between=between)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
+from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.generation import PixelBounds
@@ -98,7 +98,7 @@ def train(
         )
     checkpoint = inspect(store.resolve(config.model_path), trust_remote_code=config.trust_remote_code)
     worker = get_worker()
-    worker.run(importlib.import_module, "lib_mlx.training.network")  # see engine.loading
+    import_on_worker("lib_mlx.training.network")
     from lib_mlx.training.network import TrainedNetwork
 
     if checkpoint.has_towers:
@@ -204,6 +204,12 @@ class _Training:
         begun = time.monotonic()
         loss, tokens = worker.run(self.network.update, self._step + 1, batches)
         self._step += 1
+        if not math.isfinite(loss):
+            raise InvalidArgument(
+                f"The loss is {loss} at step {self._step}: the training diverged.",
+                hint="Lower the learning rate, or begin with a warmup; what was saved before is in the folder.",
+                param="learning_rate",
+            )
         rate = worker.run(lambda: self.network.learning_rate)
         row = Row(self._step, loss, rate, tokens / (time.monotonic() - begun), _memory())
         self._history.add(row)

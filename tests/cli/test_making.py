@@ -8,20 +8,20 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.checkpoints.tiny import build_tiny
+from tests.commands import ROOT, run_command
 from tests.models.vision import PLAIN
 from tests.training.colours import rows
 from tests.training.conftest import CODES, write_jsonl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-ROOT = Path(__file__).resolve().parents[2]
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +33,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs a command in the test's folder."""
-
-    def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "lib_mlx", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    return call
+    return partial(run_command, folder=tmp_path)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from lib_mlx.config import parse_config
 from lib_mlx.conversion.config import ConvertConfig
 from lib_mlx.conversion.conversion import Converted, convert
 from lib_mlx.errors import InvalidArgument, LoadCancelled, UnsupportedFeature
-from lib_mlx.evaluation.prediction import divergence
+from lib_mlx.evaluation.prediction import divergences
 from lib_mlx.models import writing
 from tests.checkpoints.tiny import build_tiny
 from tests.fixtures import GUI
@@ -75,7 +75,7 @@ def test_what_is_kept(
     assert config.get("quantization") == config.get("quantization_config")
     assert (made.path / "tokenizer.json").read_bytes() == (tiny / "tokenizer.json").read_bytes()
     assert sorted(path.name for path in made.path.parent.iterdir()) == ["out"]
-    assert 0 <= divergence(str(made.path), str(tiny), TEXT).mean_kl < limit
+    assert 0 <= divergences([str(made.path)], str(tiny), TEXT)[0].mean_kl < limit
 
 
 @pytest.mark.parametrize("method", ["gptq", "awq", "dwq"])
@@ -85,7 +85,7 @@ def test_learned(make: Callable[..., Converted], tiny: Path, tmp_path: Path, met
     text.write_text(TEXT)
     plain = make(bits=2, output_path=str(tmp_path / "plain"))
     fitted = make(bits=2, learned=method, text_path=str(text), samples=16)
-    before, after = (divergence(str(made.path), str(tiny), TEXT).mean_kl for made in (plain, fitted))
+    before, after = (divergences([str(made.path)], str(tiny), TEXT)[0].mean_kl for made in (plain, fitted))
     assert after < 1.05 * before
 
 
@@ -94,9 +94,9 @@ def test_there_and_back(make: Callable[..., Converted], tiny: Path, tmp_path: Pa
     small = make(bits=4, output_path=str(tmp_path / "small"))
     back = make(model_path=str(small.path), dequantize=True, output_path=str(tmp_path / "back"))
     assert "quantization" not in json.loads((back.path / "config.json").read_text())
-    assert divergence(str(back.path), str(small.path), TEXT).mean_kl < 1e-5
+    assert divergences([str(back.path)], str(small.path), TEXT)[0].mean_kl < 1e-5
     again = make(model_path=str(small.path), bits=8, output_path=str(tmp_path / "again"))
-    assert divergence(str(again.path), str(small.path), TEXT).mean_kl < 0.01
+    assert divergences([str(again.path)], str(small.path), TEXT)[0].mean_kl < 0.01
 
 
 def test_gguf(make: Callable[..., Converted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InvalidArgument
-from lib_mlx.evaluation.prediction import divergence, perplexity, read_text
+from lib_mlx.evaluation.prediction import divergences, perplexity, read_text
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import load_tokenizer
 from tests.checkpoints.tiny import build_tiny
@@ -66,13 +66,13 @@ def test_divergence(models: list[Path]) -> None:
     """It is the mean over tokens of the reference's expectation of the difference; of a model from itself it is 0."""
     own, other = (np.concatenate(reference(model, 16)) for model in models)
     kl = (np.exp(other) * (other - own)).sum(axis=-1)
-    found = divergence(str(models[0]), str(models[1]), TEXT, length=16)
+    found = divergences([str(models[0])], str(models[1]), TEXT, length=16)[0]
     assert found.mean_kl == pytest.approx(kl.mean(), rel=1e-3)
     assert found.largest_kl == pytest.approx(kl.max(), rel=1e-3)
     assert found.same_first == pytest.approx((own.argmax(-1) == other.argmax(-1)).mean())
     assert found.perplexity == pytest.approx(perplexity(str(models[0]), TEXT, length=16).perplexity)
     assert found.reference_perplexity == pytest.approx(perplexity(str(models[1]), TEXT, length=16).perplexity)
-    itself = divergence(str(models[0]), str(models[0]), TEXT)
+    itself = divergences([str(models[0])], str(models[0]), TEXT)[0]
     assert (itself.mean_kl, itself.same_first) == (pytest.approx(0, abs=1e-6), 1.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+FACTORS = {"short_factor": [1.0, 1.25, 1.5, 1.75, 2.0, 2.25], "long_factor": [1.0, 2.0, 4.5, 8.0, 16.0, 40.0]}
+"""Of phi3's longrope, for the 12 dimensions of a head that are rotated."""
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 64, 96, 4, 2, 16, 288
 _EPSILON = 1e-5
 
@@ -59,7 +62,9 @@ def write_gguf(
         stored = _as_llama_cpp(arch, module, weights[name] if original.ndim == 1 else original)
         if (target := f"{names[module]}.{suffix}") != drop:
             writer.add_tensor(target, gguf.quantize(stored, kind), raw_dtype=kind)
-    for name, values in (extra or {}).items():
+    factors = {f"rope_factors_{kind}.weight": FACTORS[f"{kind}_factor"] for kind in ("short", "long")}
+    phi3 = {name: np.array(values, np.float32) for name, values in factors.items() if arch == "phi3"}
+    for name, values in (phi3 | (extra or {})).items():
         writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -114,7 +119,12 @@ def _random_model(arch: str, tied: bool) -> Any:
         "rope_theta": 20000.0,
         "query_pre_attn_scalar": HEAD_DIM,
         "sliding_window": 32,
+        "layer_norm_eps": _EPSILON,
+        "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 128,
     }
+    if arch == "phi3":
+        options["rope_scaling"] = {"type": "longrope", **FACTORS}
     mx.random.seed(3)
     model = module.Model(module.ModelArgs.from_dict(options))
     if arch == "gemma3":
@@ -130,7 +140,7 @@ def _random_model(arch: str, tied: bool) -> Any:
 
 def _gguf_names(arch: str) -> dict[str, str]:
     layer = {module: part for part, module in ARCHITECTURES[arch].layer.items()}
-    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    names = {module: part for part, module in ARCHITECTURES[arch].top.items()}
     for number in range(_layers(arch)):
         names |= {f"model.layers.{number}.{module}": f"blk.{number}.{part}" for module, part in layer.items()}
     return names
@@ -154,6 +164,14 @@ def byte_alphabet() -> list[str]:
     return [chr(byte) if byte in printable else chr(next(rest)) for byte in range(256)]
 
 
+def _phi_metadata(arch: str) -> dict[str, Any]:
+    if not arch.startswith("phi"):
+        return {}
+    factor = math.sqrt(1 + math.log(512 / 128) / math.log(128))
+    longrope = {f"{arch}.rope.scaling.original_context_length": 128, f"{arch}.rope.scaling.attn_factor": factor}
+    return {f"{arch}.rope.dimension_count": HEAD_DIM * 3 // 4, **(longrope if arch == "phi3" else {})}
+
+
 def _metadata(arch: str) -> dict[str, Any]:
     merges = ["h e", "l l", "he ll", "hell o", "Ġ w", "o r", "Ġw or"]
     words = [merge.replace(" ", "") for merge in merges]
@@ -170,7 +188,8 @@ def _metadata(arch: str) -> dict[str, Any]:
         f"{arch}.attention.head_count_kv": KV_HEADS,
         f"{arch}.attention.key_length": HEAD_DIM,
         f"{arch}.attention.value_length": HEAD_DIM,
-        f"{arch}.attention.layer_norm_rms_epsilon": _EPSILON,
+        f"{arch}.attention.{'layer_norm' if arch == 'phi2' else 'layer_norm_rms'}_epsilon": _EPSILON,
+        **_phi_metadata(arch),
         f"{arch}.attention.sliding_window": 32,
         f"{arch}.rope.freq_base": 20000.0,
         "tokenizer.ggml.model": "gpt2",

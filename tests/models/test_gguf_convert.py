@@ -14,7 +14,7 @@ from mlx_lm.utils import load_model
 from lib_mlx.errors import CorruptModel, InvalidArgument, LibMlxError, LoadCancelled, ModelNotFound, UnsupportedModel
 from lib_mlx.models.gguf import convert_gguf
 from lib_mlx.models.gguf.architectures import ARCHITECTURES
-from tests.models.gguf_files import HEAD_DIM, load_arrays, write_gguf
+from tests.models.gguf_files import FACTORS, HEAD_DIM, load_arrays, write_gguf
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ def test_a_converted_model_computes_what_the_original_does(arch: str, quant: Qua
     np.testing.assert_allclose(logits(model), expected, atol=2e-4 * np.abs(expected).max(), rtol=0)
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "phi3"])
 def test_an_untied_head_is_kept(arch: str, tmp_path: Path) -> None:
     """A model with `output.weight` has its own head, not the embeddings."""
     sample = write_gguf(tmp_path / "m.gguf", arch, tied=False)
@@ -123,6 +123,20 @@ def test_llama3_divisors_are_recognised(tmp_path: Path) -> None:
         convert_gguf(sample.path, tmp_path / "n")
 
 
+def test_phis_divisors(tmp_path: Path) -> None:
+    """Both lists of divisors become `rope_scaling`; a factor or a number of divisors that does not fit is an error."""
+    sample = write_gguf(tmp_path / "m.gguf", "phi3")
+    config = json.loads((convert_gguf(sample.path, tmp_path / "m") / "config.json").read_text())
+    assert FACTORS.items() <= config["rope_scaling"].items()
+    assert (config["original_max_position_embeddings"], config["partial_rotary_factor"]) == (128, 0.75)
+    sample = write_gguf(tmp_path / "n.gguf", "phi3", metadata={"phi3.rope.scaling.attn_factor": 1.5})
+    with pytest.raises(UnsupportedModel, match=r"scales attention by 1\.5"):
+        convert_gguf(sample.path, tmp_path / "n")
+    sample = write_gguf(tmp_path / "o.gguf", "phi3", metadata={"phi3.rope.dimension_count": HEAD_DIM // 2})
+    with pytest.raises(CorruptModel, match="rotary divisors"):
+        convert_gguf(sample.path, tmp_path / "o")
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -138,7 +152,7 @@ def test_llama3_divisors_are_recognised(tmp_path: Path) -> None:
         ({"metadata": {"llama.feed_forward_length": 128}}, CorruptModel, "shape"),
         ({"metadata": {"llama.block_count": None}}, CorruptModel, "block_count"),
         ({"metadata": {"llama.block_count": (1 << 31) - 1}}, CorruptModel, "more than it has tensors"),
-        ({"metadata": {"llama.rope.freq_base": "fast"}}, CorruptModel, "no sense"),
+        ({"metadata": {"llama.rope.freq_base": "fast"}}, CorruptModel, "no number"),
         ({"metadata": {"tokenizer.ggml.eos_token_id": 9999}}, CorruptModel, "eos"),
         ({"metadata": {"tokenizer.ggml.tokens": ["a", "a"]}}, CorruptModel, "tokens"),
         ({"drop": "blk.1.ffn_up.weight"}, CorruptModel, "lacks"),

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import lib_mlx
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.generation import Image, PixelBounds, Sound
 from lib_mlx.models.checkpoint import inspect
@@ -17,7 +18,7 @@ from lib_mlx.models.upstream_vlm import load_processor
 from lib_mlx.models.vision_network import RowState
 from tests.fixtures import GUI
 from tests.models.hearing import AUDIO, IMAGE, build, tone, written
-from tests.models.vision import request_of
+from tests.models.vision import greedy_tokens, request_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,35 +115,13 @@ def test_sounds_beside_images(network: VisionNetwork, reader: MediaReader) -> No
 
 def test_greedy_tokens_are_those_of_mlx_vlm(checkpoint: Path, network: VisionNetwork, tmp_path: Path) -> None:
     """Through the whole engine: alone, and beside text, an image and another sound."""
-    import lib_mlx
-    from lib_mlx.engine.event_stream import ThreadEventStream
-    from lib_mlx.generation import Finished, GenerationRequest, Message, SamplingParams
-    from lib_mlx.runtime import get_runtime
-
     file = tmp_path / "sound.wav"
     file.write_bytes(written(tone(1.3)))
     sound, other = Sound(file.read_bytes()), Sound(written(tone(0.4, 900)))
     contents: list[tuple[Any, ...]] = [(sound, "What?"), ("Hello",), (Image(SHOT), "See", other), (other, sound)]
     with lib_mlx.load_model(checkpoint, prefix_cache_bytes=0) as model:
-        engine = get_runtime().engine(model._handle)
-
-        def answers(*which: tuple[Any, ...]) -> list[list[int]]:
-            running = []
-            for parts in which:
-                request = GenerationRequest(
-                    messages=(Message("user", "".join(part for part in parts if isinstance(part, str)), parts=parts),),
-                    sampling=SamplingParams(temperature=0),
-                    max_tokens=8,
-                )
-                stream = ThreadEventStream()
-                running.append((engine.submit(engine.prepare(request), stream), stream))
-            for _, stream in running:
-                while not any(isinstance(event, Finished) for event in stream.get()):
-                    pass
-            return [job.made for job, _ in running]
-
-        alone = [answers(parts)[0] for parts in contents]
-        assert answers(*contents) == alone
+        alone = [greedy_tokens(model, parts)[0] for parts in contents]
+        assert greedy_tokens(model, *contents) == alone
 
     text = "<|im_start|>user\n<|vision_pad|>What?<|im_end|>\n<|im_start|>assistant\n"
     inputs = prepared(checkpoint, file, text)

@@ -10,13 +10,14 @@ import pytest
 
 import lib_mlx
 from lib_mlx.errors import UnsupportedFeature
-from lib_mlx.generation import Finished, GenerationRequest, Image, Message, PixelBounds, SamplingParams
+from lib_mlx.generation import Image, PixelBounds
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import load_tokenizer, load_weights
 from lib_mlx.models.media_reader import MediaReader
 from lib_mlx.models.vision_network import RowState
 from tests.fixtures import GUI
 from tests.models.other_vision import IMAGE, build
+from tests.models.vision import greedy_tokens, request_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +49,7 @@ def test_logits_are_those_of_mlx_vlm(checkpoint: Callable[[str], Path], family: 
     vision, inspected = load(path), inspect(path)
     reader = MediaReader(inspected, load_tokenizer(inspected), {"image": IMAGE}, PixelBounds(most=1 << 16))
     images = [Image((GUI / f"screenshots/{name}.png").read_bytes()) for name in SHOTS]
-    pictures = reader.read(GenerationRequest((Message("user", parts=tuple(images)),)))
+    pictures = reader.read(request_of(*images))
     numbers, media, _ = reader.place([5, IMAGE, 6, 7, IMAGE, 8, 9], pictures, ())
     made = [reader.inputs(picture) for picture in pictures]
     plan = vision.plan(media)
@@ -72,31 +73,11 @@ def test_logits_are_those_of_mlx_vlm(checkpoint: Callable[[str], Path], family: 
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava"])
 def test_answers_do_not_depend_on_neighbours(checkpoint: Callable[[str], Path], family: str) -> None:
     """Through the whole engine: with an image, with two and without, alone and together."""
-    from lib_mlx.engine.event_stream import ThreadEventStream
-    from lib_mlx.runtime import get_runtime
-
     pictures = [Image((GUI / f"screenshots/{name}.png").read_bytes()) for name in SHOTS]
     contents: list[tuple[str | Image, ...]] = [(pictures[0], "a"), ("b",), (pictures[1], "c", pictures[0])]
     with lib_mlx.load_model(checkpoint(family), prefix_cache_bytes=0, max_pixels=1 << 16) as model:
-        engine = get_runtime().engine(model._handle)
-
-        def answers(*which: tuple[str | Image, ...]) -> list[list[int]]:
-            running = []
-            for parts in which:
-                request = GenerationRequest(
-                    messages=(Message("user", "".join(part for part in parts if isinstance(part, str)), parts=parts),),
-                    sampling=SamplingParams(temperature=0),
-                    max_tokens=8,
-                )
-                stream = ThreadEventStream()
-                running.append((engine.submit(engine.prepare(request), stream), stream))
-            for _, stream in running:
-                while not any(isinstance(event, Finished) for event in stream.get()):
-                    pass
-            return [job.made for job, _ in running]
-
-        alone = [answers(parts)[0] for parts in contents]
-        assert answers(*contents) == alone
+        alone = [greedy_tokens(model, parts)[0] for parts in contents]
+        assert greedy_tokens(model, *contents) == alone
 
 
 def test_networks_that_want_more_than_features(checkpoint: Callable[[str], Path]) -> None:

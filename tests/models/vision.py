@@ -11,12 +11,14 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from lib_mlx.generation import GenerationRequest, Message
+from lib_mlx.engine.event_stream import ThreadEventStream
+from lib_mlx.generation import Finished, GenerationRequest, Message, SamplingParams
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import load_weights
 from lib_mlx.models.media_prompt import Span
 from lib_mlx.models.upstream_vlm import load_processor
 from lib_mlx.models.vision_network import MediaPlan, VisionNetwork
+from lib_mlx.runtime import get_runtime
 from tests.fixtures import GUI
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    import lib_mlx
     from lib_mlx.generation import Attachment
 
 PLAIN = GUI / "models/tiny-qwen2-vl"
@@ -113,3 +116,18 @@ def encode(reference: Reference) -> MediaPlan:
 def request_of(*attachments: Attachment, **options: Any) -> GenerationRequest:
     """A request with these attachments, and nothing else."""
     return GenerationRequest((Message("user", parts=attachments),), **options)
+
+
+def greedy_tokens(model: lib_mlx.Model, *contents: tuple[str | Attachment, ...]) -> list[list[int]]:
+    """Eight tokens of each answer to questions that are asked all at once."""
+    engine, running = get_runtime().engine(model._handle), []
+    for parts in contents:
+        text = "".join(part for part in parts if isinstance(part, str))
+        asked = Message("user", text, parts=parts)
+        request = GenerationRequest((asked,), sampling=SamplingParams(temperature=0), max_tokens=8)
+        stream = ThreadEventStream()
+        running.append((engine.submit(engine.prepare(request), stream), stream))
+    for _, stream in running:
+        while not any(isinstance(event, Finished) for event in stream.get()):
+            pass
+    return [job.made for job, _ in running]

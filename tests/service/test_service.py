@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -20,11 +20,11 @@ import pytest
 
 from lib_mlx.service.state import ServiceState, birth, is_alive, read_state, write_state
 from tests.checkpoints import SCRIPTS
+from tests.commands import ROOT, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-ROOT = Path(__file__).resolve().parents[2]
+    from pathlib import Path
 
 
 class Result(subprocess.CompletedProcess[str]):
@@ -51,20 +51,7 @@ def run(state_dir: Path, tmp_path: Path) -> Callable[..., subprocess.CompletedPr
     """Return a function that runs a command to its end, from a directory with no configuration."""
     assert state_dir
 
-    def call(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "lib_mlx", *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=90,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    return call
+    return partial(run_command, folder=tmp_path)
 
 
 def eventually(condition: Callable[[], bool], limit_s: float = 10.0) -> None:

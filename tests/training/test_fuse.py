@@ -14,7 +14,7 @@ import lib_mlx
 from lib_mlx.config import parse_config
 from lib_mlx.conversion.config import ConvertConfig
 from lib_mlx.conversion.conversion import convert
-from lib_mlx.errors import CorruptModel, InvalidArgument, ModelNotFound, UnsupportedFeature
+from lib_mlx.errors import CorruptModel, InvalidArgument, LoadCancelled, ModelNotFound, UnsupportedFeature
 from lib_mlx.generation import SamplingParams
 from lib_mlx.models.adapters import read_shape
 from lib_mlx.training.config import TrainConfig
@@ -184,3 +184,29 @@ def test_an_adapter_that_does_not_say_its_scale(adapter: Path, tmp_path: Path) -
     (tmp_path / "adapters.safetensors").touch()
     with pytest.raises(CorruptModel, match="KeyError"):
         read_shape(tmp_path)
+
+
+def test_what_is_in_use_stays(folder: Path, base: Path, adapter: Path, tmp_path: Path) -> None:
+    """What cannot be an adapter takes nothing's place; one whose weights cannot be read leaves none, and so it says."""
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    (tmp_path / "bad" / "adapters.safetensors").write_bytes(b"no weights")
+    wrong = {"all": str(folder / "full"), "gone": str(tmp_path / "gone"), "bad": str(tmp_path / "bad")}
+    with lib_mlx.load_model(base, adapters={"other": str(adapter), **wrong}) as model, model.start_server() as server:
+        url = f"{server.base_url}/v1/models/{server.model_id}"
+        model.set_adapter("other")
+        for name, status, left, expected in (
+            ("all", 400, "other", OTHER),
+            ("gone", 404, "other", OTHER),
+            ("bad", 400, None, CODES),
+        ):
+            assert httpx2.post(f"{url}/adapter", json={"name": name}).status_code == status
+            assert httpx2.get(url).json()["adapter"] == left
+            assert answers(model) == expected
+
+
+def test_given_up(folder: Path, base: Path, adapter: Path) -> None:
+    """Fusing that is cancelled leaves nothing."""
+    with pytest.raises(LoadCancelled):
+        fuse(str(base), adapter, folder / "given-up", cancelled=lambda: True)
+    assert not [file for file in folder.iterdir() if "given-up" in file.name]

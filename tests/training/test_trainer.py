@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     from lib_mlx.training.trainer import Progress
 
 ROOT = Path(__file__).resolve().parents[2]
+FILES = (
+    "adapters.safetensors",
+    "adapter_config.json",
+    "checkpoint.safetensors",
+    "loss.csv",
+    "loss.svg",
+    "validation.csv",
+)
 
 
 def test_it_learns(config: Callable[..., TrainConfig]) -> None:
@@ -107,20 +116,38 @@ def test_going_on_after_a_kill(config: Callable[..., TrainConfig], tmp_path: Pat
         while int(process.stdout.readline()) < 10:
             pass
         process.send_signal(signal.SIGKILL)
-    assert not list((tmp_path / "killed").glob(".*tmp*")) or (tmp_path / "killed/checkpoint.safetensors").exists()
     seen: list[Progress] = []
     killed = train(told, seen.append)
     assert 4 < seen[0].step <= 30
+    assert sorted(file.name for file in killed.path.iterdir()) == sorted(FILES)
     whole = train(config(steps=30, output_path=str(tmp_path / "whole")))
     ours, theirs = (load_file(one.path / "checkpoint.safetensors") for one in (killed, whole))
     assert all((ours[key] == theirs[key]).all() for key in theirs)
 
 
-def test_early_stop(config: Callable[..., TrainConfig]) -> None:
+def test_early_stop(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     """Without a better validation for so long it ends, and the best adapter is the one kept."""
-    result = train(config(method="lora", learning_rate=5.0, steps=60, validate_every=2, patience=3))
+    told: dict[str, Any] = {"method": "lora", "learning_rate": 0.3, "validate_every": 2, "patience": 3}
+    result = train(config(**told, steps=60))
     assert result.ended == "stopped early"
     assert result.step < 60
+    validations = [line.split(",") for line in (result.path / "validation.csv").read_text().splitlines()[1:]]
+    best = min(validations, key=lambda row: float(row[1]))
+    assert float(best[1]) == result.best_validation_loss
+    assert 0 < int(best[0]) < result.step
+    until = train(config(**told, steps=int(best[0]), output_path=str(tmp_path / "until")))
+    ours, theirs = (load_file(one.path / "adapters.safetensors") for one in (result, until))
+    assert all((ours[key] == theirs[key]).all() for key in theirs)
+
+
+def test_a_loss_that_is_no_number(config: Callable[..., TrainConfig]) -> None:
+    """A training that diverges ends with an error that says so, and what was kept before stays."""
+    told = config(method="lora", learning_rate=1e30, optimizer="sgd", steps=60, validate_every=1)
+    with pytest.raises(InvalidArgument, match="diverged") as raised:
+        train(told)
+    assert raised.value.param == "learning_rate"
+    kept = load_file(Path(told.output_path) / "adapters.safetensors")
+    assert all(np.isfinite(array).all() for array in kept.values())
 
 
 def test_what_cannot_be_gone_on_with(config: Callable[..., TrainConfig]) -> None:

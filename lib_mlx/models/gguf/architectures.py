@@ -6,13 +6,14 @@ gemma's norms; both are undone.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lib_mlx.errors import CorruptModel, UnsupportedModel
+from lib_mlx.models.gguf.keys import Keys
+from lib_mlx.models.gguf.rope import ROPE_TENSORS, rope_scaling, share_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,23 @@ _GEMMA_LAYER = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_PHI3_LAYER = {
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_up": "mlp.gate_up_proj",
+    "ffn_down": "mlp.down_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+}
+_PHI2_LAYER = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.dense",
+    "ffn_up": "mlp.fc1",
+    "ffn_down": "mlp.fc2",
+    "attn_norm": "input_layernorm",
+}
 
 
 @dataclass(frozen=True)
@@ -50,9 +67,17 @@ class Architecture:
     class_name: str
     layer: Mapping[str, str]
     rope: Literal["llama", "neox"] = "neox"
-    biases: Literal["none", "qkv", "optional"] = "none"
+    biases: Literal["none", "qkv", "optional", "all"] = "none"
     norm_offset: bool = False
     head_norms: bool = False
+    final_norm: str = "norm"
+    partial_rope: bool = False
+    """Whether a part of each head alone may be rotated."""
+
+    @property
+    def top(self) -> Mapping[str, str]:
+        """The names of what stands outside the layers."""
+        return {"token_embd": "model.embed_tokens", "output_norm": f"model.{self.final_norm}", "output": "lm_head"}
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -62,6 +87,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma": Architecture("gemma", "GemmaForCausalLM", _LAYER, norm_offset=True),
     "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _GEMMA_LAYER, norm_offset=True),
     "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _GEMMA_LAYER, norm_offset=True, head_norms=True),
+    "phi2": Architecture(
+        "phi", "PhiForCausalLM", _PHI2_LAYER, biases="all", final_norm="final_layernorm", partial_rope=True
+    ),
+    "phi3": Architecture("phi3", "Phi3ForCausalLM", _PHI3_LAYER, partial_rope=True),
 }
 
 
@@ -102,36 +131,24 @@ class Plan:
                 f"{source.path} is one part of a split model.", hint="Join it with `llama-gguf-split --merge`."
             )
         self._arch_name, self._arch = name, ARCHITECTURES[name]
+        self._keys = Keys(source, name)
         self.config = self._config()
         self.targets = self._targets()
 
-    def _get(self, key: str, default: Any = None) -> Any:
-        value = self._meta.get(f"{self._arch_name}.{key}", default)
-        if value is None:
-            raise CorruptModel(f"{self._source.path} does not say {key!r}.", hint="Fetch the file again.")
-        return value
-
-    def _count(self, key: str, default: int | None = None) -> int:
-        value = self._get(key, default)
-        if not isinstance(value, int) or not 0 < value < 1 << 31:
-            raise UnsupportedModel(
-                f"{self._source.path} has {key} = {value!r}; one positive number is expected.",
-                hint="Models whose layers differ are not supported.",
-            )
-        return value
-
     def _config(self) -> dict[str, Any]:
-        heads = self._count("attention.head_count")
-        hidden = self._count("embedding_length")
+        heads = self._keys.count("attention.head_count")
+        hidden = self._keys.count("embedding_length")
         embedding = self._source.tensors.get("token_embd.weight")
         if embedding is None:
             raise CorruptModel(f"{self._source.path} has no embeddings.", hint="Fetch the file again.")
-        if self._get("expert_count", 0):
+        if self._keys.get("expert_count", 0):
             raise UnsupportedModel(
                 f"{self._source.path} is a mixture of experts.", hint="Use its safetensors repository instead."
             )
-        head_dim = self._count("attention.key_length", hidden // heads)
-        if self._get("attention.value_length", head_dim) != head_dim or self._rope_dimensions(head_dim) != head_dim:
+        head_dim = self._keys.count("attention.key_length", hidden // heads)
+        rotated = self._keys.count("rope.dimension_count", head_dim)
+        whole = rotated == head_dim or (self._arch.partial_rope and rotated < head_dim)
+        if self._keys.get("attention.value_length", head_dim) != head_dim or not whole:
             raise UnsupportedModel(
                 f"{self._source.path} has heads of an unusual shape.", hint="Use its safetensors repository instead."
             )
@@ -139,30 +156,32 @@ class Plan:
             "architectures": [self._arch.class_name],
             "model_type": self._arch.model_type,
             "hidden_size": hidden,
-            "intermediate_size": self._count("feed_forward_length"),
+            "intermediate_size": self._keys.count("feed_forward_length"),
             "num_hidden_layers": self._layers(),
             "num_attention_heads": heads,
-            "num_key_value_heads": self._count("attention.head_count_kv", heads),
+            "num_key_value_heads": self._keys.count("attention.head_count_kv", heads),
             "head_dim": head_dim,
-            "max_position_embeddings": self._count("context_length"),
-            "rms_norm_eps": _shortest(self._get("attention.layer_norm_rms_epsilon")),
-            "rope_theta": _shortest(self._get("rope.freq_base", 10000.0)),
+            "max_position_embeddings": self._keys.count("context_length"),
+            "rope_theta": self._keys.number("rope.freq_base", 10000.0),
             "vocab_size": embedding.shape[0],
             "tie_word_embeddings": "output.weight" not in self._source.tensors,
         }
-        return config | self._rope_scaling(head_dim, config) | self._extras(config)
+        if self._arch.partial_rope:
+            config["partial_rotary_factor"] = share_of(rotated, head_dim)
+        if self._arch_name == "phi2":
+            config["layer_norm_eps"] = self._keys.number("attention.layer_norm_epsilon")
+        else:
+            config["rms_norm_eps"] = self._keys.number("attention.layer_norm_rms_epsilon")
+        return config | rope_scaling(self._keys, rotated, config) | self._extras(config)
 
     def _layers(self) -> int:
         """Return how many layers there are; refuses a number that would take memory for names of no tensor."""
-        count = self._count("block_count")
+        count = self._keys.count("block_count")
         if count > len(self._source.tensors):
             raise CorruptModel(
                 f"{self._source.path} names {count} layers, more than it has tensors.", hint="Fetch the file again."
             )
         return count
-
-    def _rope_dimensions(self, head_dim: int) -> int:
-        return self._count("rope.dimension_count", head_dim)
 
     def _extras(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return the keys only some architectures have."""
@@ -171,9 +190,9 @@ class Plan:
             return {"attention_bias": bias, "mlp_bias": "blk.0.ffn_up.bias" in self._source.tensors}
         if self._arch_name == "gemma2":
             return {
-                "attn_logit_softcapping": self._get("attn_logit_softcapping", 50.0),
-                "final_logit_softcapping": self._get("final_logit_softcapping", 30.0),
-                "sliding_window": self._get("attention.sliding_window", 4096),
+                "attn_logit_softcapping": self._keys.get("attn_logit_softcapping", 50.0),
+                "final_logit_softcapping": self._keys.get("final_logit_softcapping", 30.0),
+                "sliding_window": self._keys.get("attention.sliding_window", 4096),
                 # llama.cpp's rule: only the 27B scales by the width per head instead of the head's size.
                 "query_pre_attn_scalar": config["hidden_size"] / config["num_attention_heads"]
                 if config["num_hidden_layers"] == 46
@@ -181,9 +200,9 @@ class Plan:
             }
         if self._arch_name == "gemma3":
             return {
-                "sliding_window": self._get("attention.sliding_window"),
+                "sliding_window": self._keys.get("attention.sliding_window"),
                 "sliding_window_pattern": 6,
-                "rope_theta": _shortest(self._get("rope.freq_base", 1_000_000.0)),
+                "rope_theta": self._keys.number("rope.freq_base", 1_000_000.0),
                 "rope_local_base_freq": 10000.0,
                 "query_pre_attn_scalar": config["hidden_size"] / config["num_attention_heads"]
                 if config["num_hidden_layers"] == 62
@@ -191,48 +210,11 @@ class Plan:
             }
         return {}
 
-    def _rope_scaling(self, head_dim: int, config: dict[str, Any]) -> dict[str, Any]:
-        kind = self._get("rope.scaling.type", "none")
-        if "rope_freqs.weight" in self._source.tensors:
-            return {"rope_scaling": self._llama3_scaling(head_dim, config["rope_theta"])}
-        if kind == "none":
-            return {}
-        factor = _shortest(self._get("rope.scaling.factor"))
-        original = self._get("rope.scaling.original_context_length", config["max_position_embeddings"])
-        if kind == "linear":
-            return {"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": factor}}
-        if kind == "yarn":
-            yarn = {"type": "yarn", "rope_type": "yarn", "factor": factor}
-            return {"rope_scaling": yarn | {"original_max_position_embeddings": original}}
-        raise UnsupportedModel(
-            f"{self._source.path} scales its rotary embedding by {kind!r}.",
-            hint="Use the model's safetensors repository instead.",
-        )
-
-    def _llama3_scaling(self, head_dim: int, base: float) -> dict[str, Any]:
-        """Recognise Llama 3's scaling, of which the file keeps only the resulting divisors."""
-        tensor = self._source.tensors["rope_freqs.weight"]
-        found = np.frombuffer(self._source.data(tensor), "<f4") if tensor.type == "F32" else np.zeros(1)
-        factor = float(found.max())
-        if found.size == head_dim // 2 and np.allclose(found, _llama3_divisors(base, head_dim, factor), rtol=1e-3):
-            return {
-                "type": "llama3",
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192,
-            }
-        raise UnsupportedModel(
-            f"{self._source.path} has rotary divisors that are not Llama 3's.",
-            hint="Use the model's safetensors repository instead.",
-        )
-
     def _targets(self) -> dict[str, Target]:
         shapes = _shapes(self.config, self._arch)
         targets: dict[str, Target] = {}
         for name, tensor in self._source.tensors.items():
-            if name == "rope_freqs.weight":
+            if name in ROPE_TENSORS:
                 continue
             target = self._target(name)
             expected = shapes.pop(target.name, None) if target else None
@@ -257,7 +239,8 @@ class Plan:
             return None
         minus = self._arch.norm_offset and stem.endswith("norm")
         if not stem.startswith("blk."):
-            return Target(_TOP[stem], suffix, subtract_one=minus) if stem in _TOP else None
+            top = self._arch.top
+            return Target(top[stem], suffix, subtract_one=minus) if stem in top else None
         _, number, part = stem.split(".", 2)
         if part not in self._arch.layer:
             return None
@@ -267,22 +250,9 @@ class Plan:
         return Target(f"model.layers.{number}.{self._arch.layer[part]}", suffix, rows, minus)
 
 
-def _shortest(value: float) -> float:
-    """Return the shortest decimal that is the same float32: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
-
-
 def _unpermuted(heads: int, head_dim: int) -> Array:
     """Return the order of rows that undoes llama.cpp's interleaving of each head's two halves."""
     return np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
-
-
-def _llama3_divisors(base: float, head_dim: int, factor: float) -> Array:
-    """Compute the divisors llama.cpp writes for Llama 3.1's `rope_scaling` with its usual parameters."""
-    low, high, original = 1.0, 4.0, 8192
-    wavelengths = 2 * math.pi * base ** (np.arange(0, head_dim, 2) / head_dim)
-    smooth = np.clip((original / wavelengths - low) / (high - low), 0, 1)
-    return np.asarray(1 / ((1 - smooth) / factor + smooth))
 
 
 def _shapes(config: dict[str, Any], arch: Architecture) -> dict[str, tuple[int, ...]]:
@@ -290,35 +260,42 @@ def _shapes(config: dict[str, Any], arch: Architecture) -> dict[str, tuple[int, 
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     queries = config["num_attention_heads"] * config["head_dim"]
     keys = config["num_key_value_heads"] * config["head_dim"]
-    matrices = {
+    known = {
         "self_attn.q_proj": (queries, hidden),
         "self_attn.k_proj": (keys, hidden),
         "self_attn.v_proj": (keys, hidden),
+        "self_attn.qkv_proj": (queries + 2 * keys, hidden),
         "self_attn.o_proj": (hidden, queries),
+        "self_attn.dense": (hidden, queries),
         "mlp.gate_proj": (inner, hidden),
         "mlp.up_proj": (inner, hidden),
+        "mlp.gate_up_proj": (2 * inner, hidden),
         "mlp.down_proj": (hidden, inner),
+        "mlp.fc1": (inner, hidden),
+        "mlp.fc2": (hidden, inner),
     }
-    biased = [name for name in matrices if _has_bias(name, config, arch)]
-    norms = [name for name in set(arch.layer.values()) if name.endswith("layernorm")]
-    layer: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in matrices.items()}
-    layer |= {f"{name}.bias": matrices[name][:1] for name in biased} | {f"{name}.weight": (hidden,) for name in norms}
+    modules = set(arch.layer.values())
+    layer: dict[str, tuple[int, ...]] = {name: shape for name, shape in known.items() if name in modules}
+    layer |= {name: (hidden,) for name in modules if name.endswith("layernorm")}
     if arch.head_norms:
-        layer |= {f"self_attn.{name}_norm.weight": (config["head_dim"],) for name in "qk"}
-    shapes = {
+        layer |= {f"self_attn.{name}_norm": (config["head_dim"],) for name in "qk"}
+    shapes: dict[str, tuple[int, ...]] = {
         f"model.layers.{number}.{name}": shape
         for number in range(config["num_hidden_layers"])
         for name, shape in layer.items()
     }
-    shapes["model.embed_tokens.weight"] = (config["vocab_size"], hidden)
-    shapes["model.norm.weight"] = (hidden,)
+    shapes[f"model.{arch.final_norm}"] = (hidden,)
     if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
-    return shapes
+        shapes["lm_head"] = (config["vocab_size"], hidden)
+    biases = {f"{name}.bias": shape[:1] for name, shape in shapes.items() if _has_bias(name, config, arch)}
+    embedding = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    return {f"{name}.weight": shape for name, shape in shapes.items()} | biases | embedding
 
 
 def _has_bias(module: str, config: dict[str, Any], arch: Architecture) -> bool:
+    if arch.biases == "all":
+        return True
     if arch.biases == "qkv":
         return module.endswith(("q_proj", "k_proj", "v_proj"))
-    kind = "attention_bias" if module.startswith("self_attn") else "mlp_bias"
-    return arch.biases == "optional" and bool(config[kind])
+    kind = {"self_attn": "attention_bias", "mlp": "mlp_bias"}.get(module.rpartition(".")[0].rpartition(".")[2])
+    return arch.biases == "optional" and kind is not None and bool(config[kind])

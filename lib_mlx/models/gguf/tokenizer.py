@@ -27,6 +27,11 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_GPT4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 _DIGITS = {"type": "Digits", "individual_digits": True}
 
@@ -53,6 +58,8 @@ _PRE_TOKENIZERS: Mapping[str, list[dict[str, Any]]] = {
     "llama-bpe": [*_split(_LLAMA3), _PLAIN],
     "llama3": [*_split(_LLAMA3), _PLAIN],
     "llama-v3": [*_split(_LLAMA3), _PLAIN],
+    "dbrx": [*_split(_LLAMA3), _PLAIN],  # Phi-4's
+    "gpt-4o": [*_split(_GPT4O), _PLAIN],
     "smaug-bpe": [*_split(_LLAMA3), _PLAIN],
     "qwen2": [*_split(_QWEN2), _PLAIN],
     "deepseek-r1-qwen": [*_split(_QWEN2), _PLAIN],

@@ -12,13 +12,9 @@ from typing import TYPE_CHECKING, Any
 from lib_mlx.generation import Failed, Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from lib_mlx.server.fields import new_id
 from lib_mlx.server.grounding import grounding_of
-from lib_mlx.server.openai.common import chat_usage, error_body, logprob_entry
-from lib_mlx.server.sse import DONE, sse
+from lib_mlx.server.openai.common import chat_usage, logprob_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from lib_mlx.engine.event_stream import ChoiceEvent
     from lib_mlx.generation import GenerationEvent, Usage
 
 
@@ -134,18 +130,3 @@ class _Choice:
 
 def _logprobs(content: list[dict[str, Any]] | None) -> dict[str, Any] | None:
     return {"content": content, "refusal": None} if content else None
-
-
-def encode(chunks: Iterable[dict[str, Any]]) -> bytes:
-    """Return chunks as server-sent events."""
-    return b"".join(sse(chunk) for chunk in chunks)
-
-
-def render(fold: ChatFold, events: list[ChoiceEvent]) -> bytes:
-    """Return the bytes of one engine step's events; the last step's end with `[DONE]`."""
-    out: list[bytes] = []
-    for index, event in events:
-        if isinstance(event, Failed):
-            return b"".join(out) + sse(error_body(event.error)) + DONE
-        out.append(encode(fold.add(event, index)))
-    return b"".join(out) + (DONE if fold.finished else b"")

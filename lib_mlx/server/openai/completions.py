@@ -11,12 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from lib_mlx.generation import Failed, Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from lib_mlx.server.fields import new_id
-from lib_mlx.server.openai.chat import encode
-from lib_mlx.server.openai.common import chat_usage, error_body
-from lib_mlx.server.sse import DONE, sse
+from lib_mlx.server.openai.common import chat_usage
 
 if TYPE_CHECKING:
-    from lib_mlx.engine.event_stream import ChoiceEvent
     from lib_mlx.generation import GenerationEvent, SampledToken, TokenLogprob, Usage
 
 
@@ -145,13 +142,3 @@ def _text(token: TokenLogprob) -> str:
 
 def _finite(token: TokenLogprob) -> float:
     return max(token.logprob, -9999.0)  # as in chat
-
-
-def render(fold: CompletionFold, events: list[ChoiceEvent]) -> bytes:
-    """Return the bytes of one engine step's events; the last step's end with `[DONE]`."""
-    out: list[bytes] = []
-    for index, event in events:
-        if isinstance(event, Failed):
-            return b"".join(out) + sse(error_body(event.error)) + DONE
-        out.append(encode(fold.add(event, index)))
-    return b"".join(out) + (DONE if fold.finished else b"")

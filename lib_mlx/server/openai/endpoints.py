@@ -8,7 +8,7 @@ from starlette.routing import Route
 
 from lib_mlx.server.http import JsonResponse, collect, read_json
 from lib_mlx.server.openai import chat, chat_request, completions, completions_request, models, response_endpoints
-from lib_mlx.server.openai.chat import encode
+from lib_mlx.server.openai.chunks import encode, render
 from lib_mlx.server.openai.embeddings import create_embeddings
 from lib_mlx.server.openapi import EVENTS, described
 from lib_mlx.server.sse import EventStreamResponse
@@ -17,6 +17,9 @@ from lib_mlx.server.state import state_of
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
+
+    from lib_mlx.server.openai.chunks import Fold
+    from lib_mlx.server.session import Session
 
 
 @described(body=chat_request.ChatRequest, answers=("application/json", EVENTS))
@@ -34,13 +37,7 @@ async def chat_completions(request: Request) -> Response:
         user=body.caller,
     )
     fold = chat.ChatFold(session.model, choices=body.n or 1, include_usage=body.include_usage)
-    if body.stream:
-        with session.closed_on_error():
-            head = encode(fold.opening())
-        return EventStreamResponse(session, head, lambda events: chat.render(fold, events))
-    for index, event in await collect(request, session):
-        fold.add(event, index)
-    return JsonResponse(fold.body())
+    return await _answer(request, session, fold, stream=bool(body.stream))
 
 
 @described(body=completions_request.CompletionRequest, answers=("application/json", EVENTS))
@@ -62,10 +59,14 @@ async def create_completion(request: Request) -> Response:
         # The tokenizer may be busy with somebody's long prompt: the loop does not wait for it.
         prompts = await state_of(request).sessions.work(completions_request.echoes, body, session, choices)
         fold = completions.CompletionFold(session.model, prompts, include_usage=body.include_usage)
-    if body.stream:
+    return await _answer(request, session, fold, stream=bool(body.stream))
+
+
+async def _answer(request: Request, session: Session, fold: Fold, *, stream: bool) -> Response:
+    if stream:
         with session.closed_on_error():
             head = encode(fold.opening())
-        return EventStreamResponse(session, head, lambda events: completions.render(fold, events))
+        return EventStreamResponse(session, head, lambda events: render(fold, events))
     for index, event in await collect(request, session):
         fold.add(event, index)
     return JsonResponse(fold.body())

@@ -12,7 +12,8 @@ import pytest
 
 from lib_mlx.errors import Cancelled
 from lib_mlx.generation import Failed, Finished, ReasoningDelta, TextDelta, Timings, ToolCallDelta, Usage
-from lib_mlx.server.openai.chat import ChatFold, render
+from lib_mlx.server.openai.chat import ChatFold
+from lib_mlx.server.openai.chunks import render
 from tests.checkpoints import SCRIPTS
 from tests.server.specs import check
 

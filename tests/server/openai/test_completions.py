@@ -11,7 +11,8 @@ import pytest
 from lib_mlx.errors import Cancelled
 from lib_mlx.generation import Failed, Finished, TextDelta, Timings, Usage
 from lib_mlx.runtime import get_runtime
-from lib_mlx.server.openai.completions import CompletionFold, Echo, render
+from lib_mlx.server.openai.chunks import render
+from lib_mlx.server.openai.completions import CompletionFold, Echo
 from tests.checkpoints import SCRIPTS
 from tests.server.specs import check
 
