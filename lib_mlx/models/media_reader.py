@@ -254,7 +254,10 @@ class MediaReader:
         with self._lock:
             if self._processor is None:
                 try:
-                    self._processor = upstream_vlm.load_processor(self._checkpoint)
+                    processor = upstream_vlm.load_processor(self._checkpoint)
+                    if "image" in self._placed and not hasattr(processor, "image_processor"):
+                        raise TypeError("it is for text alone")  # upstream's way to say that files are missing
+                    self._processor = processor
                 except Exception as error:
                     raise CorruptModel(
                         f"The processor of {self._checkpoint.path} cannot be loaded: {str(error)[:200]}.",

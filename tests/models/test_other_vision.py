@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lib_mlx
-from lib_mlx.errors import UnsupportedFeature
+from lib_mlx.errors import CorruptModel, UnsupportedFeature
 from lib_mlx.generation import Image, PixelBounds
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.loader import load_tokenizer, load_weights
@@ -85,3 +85,11 @@ def test_networks_that_want_more_than_features(checkpoint: Callable[[str], Path]
     vision = load(checkpoint("gemma3"))
     with pytest.raises(UnsupportedFeature, match="attention_mask_4d"):
         vision.encode("image", [IMAGE] * 4, {"pixel_values": np.zeros((1, 3, 56, 56), np.float32)})
+
+
+def test_a_processor_of_text_alone(checkpoint: Callable[[str], Path]) -> None:
+    """A checkpoint whose processor upstream takes for a tokenizer is damaged, and says so."""
+    inspected = inspect(checkpoint("gemma3"))
+    reader = MediaReader(inspected, load_tokenizer(inspected), {"image": IMAGE}, PixelBounds())
+    with pytest.raises(CorruptModel, match="for text alone"):
+        reader.read(request_of(Image((GUI / "screenshots/icon.png").read_bytes())))
