@@ -248,16 +248,19 @@ class MediaReader:
             return str(self._tokenizer.wrapper.convert_ids_to_tokens(self._placeholders[kind]))
 
     def _image_processor(self) -> Any:
-        return self._load().image_processor
+        found = getattr(self._load(), "image_processor", None)
+        if found is None:  # upstream takes a processor whose files are missing for a tokenizer
+            raise CorruptModel(
+                f"The processor of {self._checkpoint.path} is for text alone.",
+                hint="Its preprocessor_config.json is missing or damaged; fetch the model again.",
+            )
+        return found
 
     def _load(self) -> Any:
         with self._lock:
             if self._processor is None:
                 try:
-                    processor = upstream_vlm.load_processor(self._checkpoint)
-                    if "image" in self._placed and not hasattr(processor, "image_processor"):
-                        raise TypeError("it is for text alone")  # upstream's way to say that files are missing
-                    self._processor = processor
+                    self._processor = upstream_vlm.load_processor(self._checkpoint)
                 except Exception as error:
                     raise CorruptModel(
                         f"The processor of {self._checkpoint.path} cannot be loaded: {str(error)[:200]}.",
