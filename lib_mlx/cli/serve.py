@@ -6,14 +6,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from lib_mlx.cli.completion import model_names
 
 if TYPE_CHECKING:
-    from lib_mlx.service.server import RunningServer
+    from lib_mlx.service.server import ServerAddress
 
 Models = Annotated[
     list[str] | None,
@@ -23,6 +23,13 @@ Host = Annotated[str | None, typer.Option(help="Address to bind; only loopback u
 Port = Annotated[int | None, typer.Option(help="8642 if not configured; 0 picks a free one.")]
 Uds = Annotated[str | None, typer.Option(help="Listen on this Unix socket instead.")]
 ApiKey = Annotated[str | None, typer.Option(help="What clients must send; 'auto' makes one up.")]
+Hosts = Annotated[
+    Path | None,
+    typer.Option(help="Divide MODEL among the machines of this file, mlx.launch's; the first is this one."),
+]
+How = Annotated[
+    Literal["auto", "tensor", "pipeline"], typer.Option(help="Divide each layer, or give each machine some layers.")
+]
 Config = Annotated[Path | None, typer.Option(help="A configuration file instead of the one that is found.")]
 
 
@@ -53,7 +60,7 @@ def _path(model: str) -> str:
     return os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110 - Path() loses "./"
 
 
-def serve(
+def serve(  # noqa: PLR0917 - typer makes options of them
     models: Models = None,
     host: Host = None,
     port: Port = None,
@@ -63,6 +70,8 @@ def serve(
     ready_json: Annotated[
         bool, typer.Option("--ready-json", help="Print one line of JSON when it is ready, and nothing else.")
     ] = False,
+    hosts: Hosts = None,
+    sharding: How = "auto",
     service: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve models until Ctrl-C. What is not named here is loaded when it is first asked for."""
@@ -78,18 +87,25 @@ def serve(
     log = None
     if service is not None:
         log = open_log(str(log_path(service)), settings.service.log_level, max_bytes=settings.service.log_bytes)
-    run(settings, as_arguments(chosen, config), service, _tell_json if ready_json else _tell)
+    arguments, tell = as_arguments(chosen, config), _tell_json if ready_json else _tell
+    if hosts is None:
+        run(settings, arguments, service, tell)
+    else:
+        from lib_mlx.service.ranks import run_ranks
+
+        arguments += ["--hosts", str(hosts.resolve()), "--sharding", sharding]
+        run_ranks(settings, arguments, service, tell, hosts.resolve(), sharding)
     if log is not None:
         log.close()
 
 
-def _tell_json(server: RunningServer) -> None:
-    ready = {"base_url": server.base_url, "pid": os.getpid(), "uds": server.listener.uds, "api_key": server.api_key}
+def _tell_json(server: ServerAddress) -> None:
+    ready = {"base_url": server.base_url, "pid": os.getpid(), "uds": server.uds, "api_key": server.api_key}
     typer.echo(json.dumps(ready))
 
 
-def _tell(server: RunningServer) -> None:
-    typer.echo(f"Serving at {server.listener.uds or server.base_url} (Ctrl-C stops). For clients:")
+def _tell(server: ServerAddress) -> None:
+    typer.echo(f"Serving at {server.uds or server.base_url} (Ctrl-C stops). For clients:")
     for line in environment_lines(server.base_url, server.api_key):
         typer.echo(f"  {line}")
 

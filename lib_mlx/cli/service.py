@@ -83,6 +83,8 @@ def status(
         line = f"{state.name:12} {state.status:9}"
         if state.status == "running":
             line += f" {state.uds or state.base_url} (pid {state.pid})"
+            if state.restarts:
+                line += f", its ranks were started again {state.restarts} times"
         elif state.status == "crashed":
             line += f" process {state.pid} is gone and has not said why: lib-mlx logs --name {state.name}"
         elif state.error is not None:

@@ -18,7 +18,8 @@ from lib_mlx.engine.job import Job
 from lib_mlx.engine.pointing import open_pointing
 from lib_mlx.engine.preparation import RequestPreparer
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import Cancelled, LibMlxError, ShuttingDown
+from lib_mlx.errors import Cancelled, LibMlxError, ShuttingDown, UnsupportedFeature
+from lib_mlx.models import sharding
 from lib_mlx.models.loader import check_cancelled, load_tokenizer
 from lib_mlx.models.pooling import read_pooling
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lib_mlx.engine.media_encoder import MediaEncoder
     from lib_mlx.engine.pointing import Pointing
     from lib_mlx.engine.prefix_store import PrefixStore
+    from lib_mlx.engine.rank_channel import Followers
     from lib_mlx.engine.scheduler import Scheduler
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
@@ -65,6 +67,7 @@ class EngineModel:
         media: MediaReader | None = None,
         encoder: MediaEncoder | None = None,
         pointing: Pointing | None = None,
+        sharded: bool = False,
     ) -> None:
         own = checkpoint.context_length or _UNKNOWN_CONTEXT
         self.context_length = min(own, config.context_length) if config.context_length else own
@@ -91,6 +94,7 @@ class EngineModel:
         self._scheduler = scheduler
         self._embedder = Embedder(weights.network, read_pooling(checkpoint.path))
         self._store = store
+        self._sharded = sharded
         self.adapters = AdapterSwitch(weights.network, scheduler, config, self._forget_store)
         self._closed = self._released = False  # written by the engine thread alone
 
@@ -219,10 +223,16 @@ class EngineModel:
         Raises:
             ContextLengthExceeded: it is longer than the context, and `truncate` does not allow to cut it.
             InvalidArgument: it has no token, or one that is not in the vocabulary.
-            UnsupportedFeature: the model has no embeddings.
+            UnsupportedFeature: the model has no embeddings, or is one rank's part.
             Cancelled, ShuttingDown: `cancelled` said so, or the model is being unloaded.
         """
         self._refuse_if_closed()
+        if self._sharded:
+            raise UnsupportedFeature(
+                "A model that runs on several hosts makes no embeddings.",
+                hint="Serve a model of embeddings without --hosts.",
+                param="model",
+            )
         tokens = self._preparer.encode(text, truncate=truncate)
         embedding = self._evaluate(cancelled, self._embedder.begin)
         try:
@@ -257,6 +267,25 @@ class EngineModel:
         """End every request and give the memory back. Requests that come later end with `shutting_down`."""
         while not get_worker().run(self._close):
             time.sleep(_UNWINDING_S)
+
+    def abandon(self, error: LibMlxError, timeout_s: float) -> None:
+        """End every request with `error`, even if the engine thread waits in vain. The model is of no use then.
+
+        Blocks for `timeout_s` at most, seconds in which that thread may come back.
+        """
+
+        def fail() -> None:
+            self._closed = True
+            for lane in self._lanes:
+                get_worker().discard(lane)
+                lane.fail_all(error)
+                _deliver(lane.step())
+
+        try:
+            get_worker().submit(fail).result(timeout_s)
+        except TimeoutError:
+            self._closed = True
+            _deliver(self._scheduler.abandon(error))
 
     def _forget_store(self) -> None:
         """Keep nothing across restarts any more: the next load does not begin as the model is now."""
@@ -332,6 +361,7 @@ def load(
     *,
     progress: Callable[[float, str], None] = lambda _fraction, _stage: None,
     cancelled: Callable[[], bool] = lambda: False,
+    ranks: Followers | None = None,
 ) -> EngineModel:
     """Load `checkpoint`: the weights on the engine thread, the tokenizer meanwhile on another. Blocks.
 
@@ -340,6 +370,7 @@ def load(
         config: how to run it.
         progress: told the fraction done (0 to 1) and the stage, from several threads.
         cancelled: asked every 64 MiB.
+        ranks: the other ranks, if this process is rank 0 of several.
 
     Raises:
         InsufficientMemory, LoadCancelled, CorruptModel, UnsupportedModel: see `lib_mlx.errors`.
@@ -348,7 +379,7 @@ def load(
     """
     worker = get_worker()
     check_cancelled(cancelled)
-    memory.check_fits(checkpoint.weight_bytes, f"The model {checkpoint.path.name!r}")
+    memory.check_fits(checkpoint.weight_bytes // sharding.ranks(), f"The model {checkpoint.path.name!r}")
     if checkpoint.has_towers:
         progress(0.0, "importing")
         import_mlx_vlm(checkpoint)  # before, not beside the tokenizer: transformers cannot be imported by two threads
@@ -368,7 +399,7 @@ def load(
         media, encoder = new_media(checkpoint, tokenizer, loaded, config)
         pointing = open_pointing(checkpoint, tokenizer, loaded, media, encoder)
         eos = frozenset(tokenizer.wrapper.eos_token_ids)
-        scheduler = worker.run(new_scheduler, checkpoint, loaded, eos, config, store, encoder)
+        scheduler = worker.run(new_scheduler, checkpoint, loaded, eos, config, store, encoder, ranks)
         model = EngineModel(
             checkpoint,
             tokenizer,
@@ -380,6 +411,7 @@ def load(
             media=media,
             encoder=encoder,
             pointing=pointing,
+            sharded=ranks is not None,
         )
         check_cancelled(cancelled)
         for lane in (scheduler, *([pointing.lane] if pointing else [])):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.engine.media_encoder import EncodingJob, MediaEncoder
+    from lib_mlx.engine.mirror import LeadingGenerator
     from lib_mlx.errors import LibMlxError
     from lib_mlx.models.kv_cache import CacheKind, KVCache
 
@@ -67,7 +68,7 @@ class Scheduler:
         prefix_bytes: int = 0,
         kv_bytes: int | None = None,
         encoder: MediaEncoder | None = None,
-        new_batch: Callable[[], SerialGenerator] | None = None,
+        new_batch: Callable[[], SerialGenerator | LeadingGenerator] | None = None,
     ) -> None:
         self.suspended = False
         self._encoder = encoder
@@ -119,6 +120,11 @@ class Scheduler:
         """End every request with `error` at the next step."""
         for job in self._everyone():
             job.cancel(error)
+
+    def abandon(self, error: LibMlxError) -> list[tuple[EventStream, Batch]]:
+        """Return the ends of all requests, for an engine thread that does not come back. Any thread."""
+        self.fail_all(error)
+        return [_failure(job) for job in [*self._jobs.values(), *self._waiting]]
 
     def step(self) -> list[tuple[EventStream, Batch]]:
         """Advance every row by one token and the prompts by one chunk. Never raises."""
@@ -379,7 +385,9 @@ class Scheduler:
 
     def _remember(self, job: Job, tokens: Sequence[int] | None, cache: KVCache | None) -> None:
         if tokens and cache and self.prefixes.max_bytes:
-            kept = [layer for layer in cache if not isinstance(layer, RowState)]  # each request has its own
+            kept = cache
+            if self._encoder is not None:
+                kept = [layer for layer in cache if not isinstance(layer, RowState)]  # each request has its own
             mx.eval([layer.state for layer in kept])  # else it holds on to the whole batch it was cut from
             self.prefixes.store(tokens, kept, job.request.cache_salt)
 

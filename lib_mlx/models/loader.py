@@ -82,6 +82,7 @@ def load_weights(
     """
     import mlx.core as mx
 
+    from lib_mlx.models import sharding
     from lib_mlx.models.cpu_weights import prepare_for_cpu, weight_kind
 
     try:
@@ -96,7 +97,9 @@ def load_weights(
         device: Device = "cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"
         done = 0.0
         language = vision.language if vision else network
-        if device == "cpu":
+        if device == "cpu" and sharding.group() is not None:
+            network.set_dtype(mx.float32)  # half precision is slower; our own layers know nothing of ranks
+        elif device == "cpu":
             done = prepare_for_cpu(language, cpu_weights, progress, lambda: check_cancelled(cancelled))
             if vision:
                 vision.widen_towers()
@@ -121,9 +124,11 @@ def _load_network(checkpoint: Checkpoint) -> tuple[Any, VisionNetwork | None]:
 
         vision = load_network(checkpoint)
         return vision, vision
+    from lib_mlx.models import sharding
     from lib_mlx.models.upstream import load_model
 
-    return load_model(checkpoint.path, lazy=True, trust_remote_code=checkpoint.trusted)[0], None
+    network = load_model(checkpoint.path, lazy=True, trust_remote_code=checkpoint.trusted)[0]
+    return (network if sharding.group() is None else sharding.divide(network, checkpoint)), None
 
 
 def _adapt(network: Any, vision: VisionNetwork | None, adapter: Path) -> None:

@@ -26,16 +26,20 @@ _TEMPLATE = """\
 _HIDDEN, _HEADS, _KV_HEADS, _WIDTH, _LAYERS = 64, 4, 2, 128, 2
 
 
-def build_tiny(path: Path, seed: int = 0) -> Path:
-    """Write a llama of two layers to the directory `path`; return `path`."""
+def build_tiny(path: Path, seed: int = 0, heads: int = _HEADS, kv_heads: int = _KV_HEADS, spread: float = 0.05) -> Path:
+    """Write a llama of two layers to the directory `path`; return `path`.
+
+    With a larger `spread` of its random weights it says something else at each token.
+    """
+    hidden, width = _HIDDEN // _HEADS * heads, _WIDTH // _HEADS * heads
     build(path)
     config = json.loads((path / "config.json").read_text())
     config |= {
-        "hidden_size": _HIDDEN,
-        "intermediate_size": _WIDTH,
+        "hidden_size": hidden,
+        "intermediate_size": width,
         "num_hidden_layers": _LAYERS,
-        "num_attention_heads": _HEADS,
-        "num_key_value_heads": _KV_HEADS,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
         "head_dim": _HIDDEN // _HEADS,
         "attention_bias": False,
         "tie_word_embeddings": True,
@@ -46,24 +50,24 @@ def build_tiny(path: Path, seed: int = 0) -> Path:
     (path / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"chat_template": _TEMPLATE}))
     random = np.random.default_rng(seed)
     weights = {
-        "model.embed_tokens.weight": random.normal(0, 0.3, (config["vocab_size"], _HIDDEN)),
-        "model.norm.weight": np.ones(_HIDDEN),
+        "model.embed_tokens.weight": random.normal(0, 0.3, (config["vocab_size"], hidden)),
+        "model.norm.weight": np.ones(hidden),
     }
-    narrow = _HIDDEN // _HEADS * _KV_HEADS
+    narrow = _HIDDEN // _HEADS * kv_heads
     shapes = {
-        "self_attn.q_proj": (_HIDDEN, _HIDDEN),
-        "self_attn.k_proj": (narrow, _HIDDEN),
-        "self_attn.v_proj": (narrow, _HIDDEN),
-        "self_attn.o_proj": (_HIDDEN, _HIDDEN),
-        "mlp.gate_proj": (_WIDTH, _HIDDEN),
-        "mlp.up_proj": (_WIDTH, _HIDDEN),
-        "mlp.down_proj": (_HIDDEN, _WIDTH),
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (narrow, hidden),
+        "self_attn.v_proj": (narrow, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (width, hidden),
+        "mlp.up_proj": (width, hidden),
+        "mlp.down_proj": (hidden, width),
     }
     for layer in range(_LAYERS):
         for name, shape in shapes.items():
-            weights[f"model.layers.{layer}.{name}.weight"] = random.normal(0, 0.05, shape)
+            weights[f"model.layers.{layer}.{name}.weight"] = random.normal(0, spread, shape)
         for name in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"model.layers.{layer}.{name}.weight"] = np.ones(_HIDDEN)
+            weights[f"model.layers.{layer}.{name}.weight"] = np.ones(hidden)
     arrays = {name: array.astype(np.float32) for name, array in weights.items()}
     save_file(arrays, path / "model.safetensors", metadata={"format": "pt"})
     return path
