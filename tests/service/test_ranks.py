@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import openai
 import psutil
 import pytest
@@ -35,7 +38,7 @@ class Served:
     base_url: str
     errors: Path
 
-    @property
+    @cached_property
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="-", max_retries=0, timeout=40)
 
@@ -89,6 +92,7 @@ def stop(served: Served) -> None:
     assert not psutil.wait_procs(list(ranks), 5)[1]
     assert served.process.stdout is not None
     served.process.stdout.close()
+    served.client.close()
 
 
 @pytest.fixture(scope="module")
@@ -104,27 +108,28 @@ def alone(model: Path) -> Iterator[Callable[..., str]]:
     server = loaded.start_server()
     client = openai.OpenAI(base_url=f"{server.base_url}/v1", api_key="-", max_retries=0)
     yield lambda prompt, **options: ask(client, prompt, **options)
+    client.close()
     loaded.unload()
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Served]:
-    """The same model on three processes."""
-    running = start(tmp_path_factory.mktemp("ranks"), model, 3, "--port", "0")
+    """The same model on two processes."""
+    running = start(tmp_path_factory.mktemp("ranks"), model, 2, "--port", "0")
     yield running
     stop(running)
 
 
 def ask(client: openai.OpenAI, prompt: str, **options: Any) -> str:
-    """Return an answer of 24 tokens or as `options` say."""
-    options = {"max_tokens": 24, "temperature": 0} | options
+    """Return an answer of 12 tokens or as `options` say."""
+    options = {"max_tokens": 12, "temperature": 0} | options
     answer = client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": prompt}], **options)
     return str(answer.choices[0].message.content)
 
 
 def stream(client: openai.OpenAI, prompt: str, **options: Any) -> Any:
     """Begin a streamed answer."""
-    options = {"max_tokens": 24, "temperature": 0} | options
+    options = {"max_tokens": 12, "temperature": 0} | options
     return client.chat.completions.create(
         model="tiny", messages=[{"role": "user", "content": prompt}], stream=True, **options
     )
@@ -202,7 +207,7 @@ def test_a_lost_rank(served: Served, alone: Callable[..., str], rank: int) -> No
     chunks = stream(served.client, PROMPTS[0], max_tokens=4000)
     next(chunks)
     before[rank].kill()
-    with pytest.raises((openai.APIError, openai.httpx.HTTPError)) as caught:
+    with pytest.raises((openai.APIError, httpx2.HTTPError)) as caught:
         list(chunks)
     if rank:
         assert caught.value.code == "engine_died"
@@ -214,26 +219,33 @@ def test_a_lost_rank(served: Served, alone: Callable[..., str], rank: int) -> No
 
 
 def test_nobody_outlives_the_service(tmp_path: Path, model: Path, alone: Callable[..., str]) -> None:
-    """When the command is killed its ranks end, two of them here, and leave no files."""
-    served = start(tmp_path, model, 2, "--port", "0", "--sharding", "tensor")
+    """When the command is killed its ranks end, three of them here, and leave no files."""
+    served = start(tmp_path, model, 3, "--port", "0", "--sharding", "tensor")
     assert ask(served.client, PROMPTS[0]) == alone(PROMPTS[0])
     processes = psutil.Process(served.process.pid).children(recursive=True)
     served.process.kill()
     served.process.communicate()
+    served.client.close()
     assert not psutil.wait_procs(processes, 10)[1]
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [((), "cannot be divided among 4"), (("--sharding", "pipeline"), "layers")]
+    ("count", "options", "said"),
+    [
+        pytest.param(4, (), "cannot be divided among 4", marks=pytest.mark.slow),
+        (2, ("--sharding", "pipeline"), "cannot divide a model of the architecture 'llama' by layers"),
+    ],
 )
-def test_a_model_that_cannot_be_divided(tmp_path: Path, model: Path, options: tuple[str, ...], said: str) -> None:
+def test_a_model_that_cannot_be_divided(
+    tmp_path: Path, model: Path, count: int, options: tuple[str, ...], said: str
+) -> None:
     """A model whose heads cannot be divided, or by layers at all, is refused, and nothing is left running."""
     hosts = tmp_path / "hosts.json"
-    hosts.write_text(json.dumps([{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}] * 4))
+    hosts.write_text(json.dumps([{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}] * count))
     command = [sys.executable, "-m", "lib_mlx", "serve", "--port", "0", "--hosts", str(hosts), *options, str(model)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=40, cwd=ROOT, check=False)
     assert done.returncode == 1
-    assert said in done.stderr
+    assert said in " ".join(done.stderr.split())
 
 
 def test_hosts_that_are_none(tmp_path: Path, model: Path) -> None:
@@ -245,3 +257,36 @@ def test_hosts_that_are_none(tmp_path: Path, model: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=ROOT, check=False)
         assert done.returncode == 1
         assert said in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="network namespaces need root and unshare")
+def test_a_cut_link(tmp_path: Path, model: Path) -> None:
+    """Ranks that no longer hear each other end the requests within seconds, and serve again when the link is back."""
+    if subprocess.run(["unshare", "--net", "ip", "link", "set", "lo", "up"], check=False).returncode:
+        pytest.skip("network namespaces do not work here")
+    uds = tmp_path / "socket"
+    inside = ("unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$0" "$@"')
+    served = start(tmp_path, model, 2, "--uds", str(uds), prefix=inside)
+    link = ["nsenter", "--net", "--target", str(served.process.pid), "ip", "link", "set", "lo"]
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(uds)), base_url=served.base_url, timeout=40) as client:
+        body = {"messages": [{"role": "user", "content": PROMPTS[0]}], "max_tokens": 4000, "stream": True}
+        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            subprocess.run([*link, "down"], check=True)
+            cut = time.monotonic()
+            assert any("engine_died" in line for line in lines)
+            assert time.monotonic() - cut < 20
+        subprocess.run([*link, "up"], check=True)
+        until = time.monotonic() + 60
+        while True:
+            try:
+                done = client.post("/v1/chat/completions", json=body | {"stream": False, "max_tokens": 4})
+            except httpx2.HTTPError:
+                assert time.monotonic() < until, served.errors.read_text()
+                time.sleep(0.2)
+            else:
+                break
+        assert done.status_code == 200
+    stop(served)
