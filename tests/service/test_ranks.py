@@ -260,6 +260,7 @@ def test_hosts_that_are_none(tmp_path: Path, model: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # httpx2: of a connect that fails
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="network namespaces need root and unshare")
 def test_a_cut_link(tmp_path: Path, model: Path) -> None:
     """Ranks that no longer hear each other end the requests within seconds, and serve again when the link is back."""
@@ -276,12 +277,12 @@ def test_a_cut_link(tmp_path: Path, model: Path) -> None:
             next(lines)
             subprocess.run([*link, "down"], check=True)
             cut = time.monotonic()
-            assert any("engine_died" in line for line in lines)
+            assert "engine_died" in "".join(lines)
             assert time.monotonic() - cut < 20
         subprocess.run([*link, "up"], check=True)
         until = time.monotonic() + 60
         while True:
-            try:
+            try:  # until then there is the end of the old one, or none
                 done = client.post("/v1/chat/completions", json=body | {"stream": False, "max_tokens": 4})
                 if done.status_code == 200:
                     break
