@@ -66,7 +66,6 @@ def _open(message: dict[str, Any]) -> tuple[Checkpoint, ServedModel]:
     found = checkpoint.inspect(
         store.resolve(model.model_path, model.revision), trust_remote_code=model.trust_remote_code
     )
-    sharding.choose(message["sharding"])
     sharding.check(found, model)
     return found, model
 
@@ -173,7 +172,7 @@ def _gather(wanted: dict[str, Any]) -> Followers:
     followers = Followers(wanted["host"], get_worker().run(sharding.ranks) - 1)
     get_worker().run(sharding.share, followers.address, _ADDRESS_BYTES)
     followers.gather()
-    followers.tell({"model": wanted["model"], "sharding": wanted["sharding"]})
+    followers.tell({"model": wanted["model"]})
     return followers
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,9 +26,6 @@ ApiKey = Annotated[str | None, typer.Option(help="What clients must send; 'auto'
 Hosts = Annotated[
     Path | None,
     typer.Option(help="Divide MODEL among the machines of this file, mlx.launch's; the first is this one."),
-]
-How = Annotated[
-    Literal["auto", "tensor", "pipeline"], typer.Option(help="Divide each layer, or give each machine some layers.")
 ]
 Config = Annotated[Path | None, typer.Option(help="A configuration file instead of the one that is found.")]
 
@@ -71,7 +68,6 @@ def serve(  # noqa: PLR0917 - typer makes options of them
         bool, typer.Option("--ready-json", help="Print one line of JSON when it is ready, and nothing else.")
     ] = False,
     hosts: Hosts = None,
-    sharding: How = "auto",
     service: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve models until Ctrl-C. What is not named here is loaded when it is first asked for."""
@@ -93,8 +89,8 @@ def serve(  # noqa: PLR0917 - typer makes options of them
     else:
         from lib_mlx.service.ranks import run_ranks
 
-        arguments += ["--hosts", str(hosts.resolve()), "--sharding", sharding]
-        run_ranks(settings, arguments, service, tell, hosts.resolve(), sharding)
+        arguments += ["--hosts", str(hosts.resolve())]
+        run_ranks(settings, arguments, service, tell, hosts.resolve())
     if log is not None:
         log.close()
 

@@ -6,7 +6,7 @@ is computed: the tokens it gives the network are those that every rank's network
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from lib_mlx.config import EngineConfig
     from lib_mlx.models.checkpoint import Checkpoint
 
-Sharding = Literal["auto", "tensor", "pipeline"]
 _group: mx.distributed.Group | None = None
-_sharding: Sharding = "auto"
 
 
 def join() -> mx.distributed.Group:
@@ -31,12 +29,6 @@ def join() -> mx.distributed.Group:
     global _group  # noqa: PLW0603 - one per process is the point
     _group = mx.distributed.init(strict=True)
     return _group
-
-
-def choose(sharding: Sharding) -> None:
-    """Say how networks are to be divided from now on."""
-    global _sharding  # noqa: PLW0603 - likewise
-    _sharding = sharding
 
 
 def group() -> mx.distributed.Group | None:
@@ -80,29 +72,22 @@ def divide(network: Any, checkpoint: Checkpoint) -> ShardedNetwork:
     """
     if _group is None:
         raise RuntimeError("this process is no rank")
-    by_layers = hasattr(network, "model") and hasattr(network.model, "pipeline")
-    kind = _sharding if _sharding != "auto" else "tensor" if hasattr(network, "shard") else "pipeline"
-    if not (by_layers if kind == "pipeline" else hasattr(network, "shard")):
+    if not hasattr(network, "shard"):
         raise UnsupportedFeature(
-            f"mlx-lm cannot divide a model of the architecture {checkpoint.model_type!r} "
-            f"{'by layers' if kind == 'pipeline' else 'by heads'}.",
-            hint="Try the other --sharding, or run one copy per machine behind a balancer.",
-            param="sharding",
+            f"mlx-lm cannot divide the layers of a model of the architecture {checkpoint.model_type!r}.",
+            hint="Run one copy per machine behind a balancer.",
+            param="model",
         )
-    if kind == "pipeline":
-        _check_count("num_hidden_layers", checkpoint, least=True)
-        network.model.pipeline(_group)
-    else:
-        for key in ("num_attention_heads", "num_key_value_heads"):
-            _check_count(key, checkpoint)
-        network.shard(_group)
+    for key in ("num_attention_heads", "num_key_value_heads"):
+        _check_count(key, checkpoint)
+    network.shard(_group)
     return ShardedNetwork(network, _group)
 
 
-def _check_count(key: str, checkpoint: Checkpoint, *, least: bool = False) -> None:
+def _check_count(key: str, checkpoint: Checkpoint) -> None:
     """Refuse what mlx-lm would divide wrongly without a word."""
     count = checkpoint.config.get(key)
-    if isinstance(count, int) and (count < ranks() if least else count % ranks()):
+    if isinstance(count, int) and count % ranks():
         raise UnsupportedFeature(
             f"The model has {count} {key.removeprefix('num_').replace('_', ' ')}, "
             f"which cannot be divided among {ranks()} ranks.",

@@ -52,7 +52,6 @@ def run_ranks(
     name: str | None,
     on_ready: Callable[[ServerAddress], None],
     hosts: Path,
-    sharding: str,
 ) -> None:
     """Serve until SIGINT or SIGTERM, on the main thread; as `service.server.run`. `on_ready` is called once.
 
@@ -62,7 +61,6 @@ def run_ranks(
         name: of the service, if it keeps a state for other commands.
         on_ready: called when the model can be used.
         hosts: the file of `mlx.launch`; the first host is this machine.
-        sharding: how to divide the model.
 
     Raises:
         InvalidArgument: the file cannot be read, or there is not one model.
@@ -74,7 +72,7 @@ def run_ranks(
     keep: Callable[[ServiceState], None] = write_state if name else lambda _state: None
     keep(state)
     try:
-        wanted = _wanted(settings, hosts, sharding)
+        wanted = _wanted(settings, hosts)
         lost: deque[float] = deque(maxlen=_RESTARTS)
         while not stopping.is_set():
             served, died = _serve_once(wanted, hosts, stopping, partial(_became_ready, state, keep, on_ready))
@@ -108,7 +106,7 @@ def _became_ready(
         on_ready(address)
 
 
-def _wanted(settings: Settings, hosts: Path, sharding: str) -> dict[str, Any]:
+def _wanted(settings: Settings, hosts: Path) -> dict[str, Any]:
     """Return what rank 0 is told; raises InvalidArgument."""
     addresses = _read_hosts(hosts)
     names = settings.preloaded()
@@ -129,7 +127,6 @@ def _wanted(settings: Settings, hosts: Path, sharding: str) -> dict[str, Any]:
         "model": models[0].model_dump(mode="json"),
         "host": addresses[0],
         "hosts": addresses,
-        "sharding": sharding,
     }
 
 
