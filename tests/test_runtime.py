@@ -124,6 +124,7 @@ def test_whatever_a_load_raises(
     assert runtime.load(config(crafted)).model.status == "ready"
 
 
+@pytest.mark.alone
 def test_unload_cancels_a_load(runtime: Runtime, crafted: Path) -> None:
     """A load in progress ends within a second of unload."""
     status = runtime.load(config(crafted, wait=False))

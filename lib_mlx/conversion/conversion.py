@@ -10,7 +10,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import InvalidArgument, LoadCancelled
+from lib_mlx.errors import InvalidArgument, LoadCancelled, UnsupportedFeature
+from lib_mlx.grounding.interface import is_pointer_model
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
 
@@ -62,8 +63,27 @@ def convert(
     pieces = _pieces(config, checkpoint) if config.text_path else []
     worker = get_worker()
     worker.run(importlib.import_module, "lib_mlx.conversion.quantization")  # see engine.loading
+    if checkpoint.has_towers and is_pointer_model(checkpoint.config):
+        _quantize_actor(config, source, target)
+        return Converted(target, _weight_bytes(source), _weight_bytes(target))
     worker.run(_convert, config, checkpoint, target, pieces, progress, cancelled)
     return Converted(target, _weight_bytes(source), _weight_bytes(target))
+
+
+def _quantize_actor(config: ConvertConfig, source: Path, target: Path) -> None:
+    """Quantise a GUI-Actor's language model alone; raises UnsupportedFeature for all that is more than that."""
+    told = config.model_dump(exclude_defaults=True, exclude={"model_path", "output_path", "trust_remote_code"})
+    if told not in ({"bits": 4}, {"bits": 8}):
+        raise UnsupportedFeature(
+            "Of a GUI-Actor the language model can be quantised, to 4 or 8 bits, and nothing else.",
+            hint="Give bits alone.",
+            param=next(iter(set(told) - {"bits"}), "bits"),
+        )
+    worker = get_worker()
+    worker.run(importlib.import_module, "lib_mlx.grounding.quantization")
+    from lib_mlx.grounding.quantization import quantize_checkpoint
+
+    worker.run(quantize_checkpoint, source, target, told["bits"])
 
 
 def _convert(
@@ -76,14 +96,14 @@ def _convert(
 ) -> None:
     from lib_mlx.conversion import quantization
     from lib_mlx.engine.device import set_up
-    from lib_mlx.models.upstream import load_model
+    from lib_mlx.models.loader import load_text_network
     from lib_mlx.models.upstream_tuner import dequantize_model
     from lib_mlx.models.writing import write_model
 
     set_up()
 
     def load() -> Any:
-        network = load_model(checkpoint.path, lazy=True, trust_remote_code=checkpoint.trusted)[0]
+        network = load_text_network(checkpoint)
         if config.dequantize or config.quantizes:  # what is quantised already is quantised anew
             dequantize_model(network)
         return network

@@ -7,9 +7,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lib_mlx.engine.job import unloading
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import ModelNotFound, ShuttingDown
-from lib_mlx.models.adapters import swap_adapter
+from lib_mlx.errors import ModelNotFound
+from lib_mlx.models.adapters import check_swappable, swap_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,41 +51,34 @@ class AdapterSwitch:
             raise ModelNotFound(f"The model has no adapter {name!r}.", hint=f"It has {known}.", param="adapter")
         path = None if name is None else Path(self._known[name]).expanduser()
         with self._lock:
+            if path is not None:
+                check_swappable(path)  # what is in use stays if it is not
             done: Future[None] = Future()
-            get_worker().post(lambda: self._begin(path, done))
-            try:
-                done.result()
-            except ShuttingDown:
-                raise
-            except BaseException:
-                self.current = None
-                raise
-            self.current = name
+            get_worker().post(lambda: self._begin(name, path, done))
+            done.result()
 
     def close(self) -> None:
         """Let go of the network. Engine thread."""
         self._held.clear()
         if self._waiting is not None:
-            self._waiting.set_exception(_unloading())
+            self._waiting.set_exception(unloading())
             self._waiting = None
 
-    def _begin(self, path: Path | None, done: Future[None]) -> None:
+    def _begin(self, name: str | None, path: Path | None, done: Future[None]) -> None:
         if not self._held:
-            done.set_exception(_unloading())
+            done.set_exception(unloading())
             return
 
         def swap() -> None:
             self._waiting = None
             try:
                 self._changed()
+                self.current = None
                 swap_adapter(self._held[0], path)
+                self.current = name
                 done.set_result(None)
             except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
                 done.set_exception(error)
 
         self._waiting = done
         self._scheduler.change(swap)
-
-
-def _unloading() -> ShuttingDown:
-    return ShuttingDown("The model is being unloaded.", hint="Load it again.")

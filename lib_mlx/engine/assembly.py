@@ -48,14 +48,10 @@ def new_weights(
     """
     blas_name = device.set_up()
 
-    def breathe() -> bool:
-        get_worker().breathe()  # other models' streams go on meanwhile
-        return cancelled()
-
     weights = load_weights(
         checkpoint,
         progress,
-        breathe,
+        _breathing(cancelled),
         config.cpu_weights,
         config.kv_bits,
         lazy_encoders=config.lazy_encoders,
@@ -68,6 +64,16 @@ def new_weights(
             param="memory_limit_bytes",
         )
     return weights, blas_name
+
+
+def _breathing(cancelled: Callable[[], bool]) -> Callable[[], bool]:
+    """Return `cancelled`, during which other models' streams go on."""
+
+    def breathe() -> bool:
+        get_worker().breathe()
+        return cancelled()
+
+    return breathe
 
 
 def adapter_of(config: EngineConfig) -> Path | None:
@@ -115,15 +121,18 @@ def new_scheduler(
     config: EngineConfig,
     store: PrefixStore | None,
     encoder: MediaEncoder | None,
+    cancelled: Callable[[], bool],
     ranks: Followers | None = None,
 ) -> Scheduler:
     """Return the lane of a model, with what `store` has kept. Engine thread only; raises as `speculation` does."""
+    guesses = speculation(checkpoint, weights, config, _breathing(cancelled))
     prefix_bytes = config.prefix_cache_bytes
     if prefix_bytes is None:
         prefix_bytes = min(_PREFIX_BYTES, memory.total_bytes() // 10)
     kv_bytes = None
     if config.memory_limit_bytes is not None:
         kv_bytes = config.memory_limit_bytes - weights.nbytes - (encoder.features.max_bytes if encoder else 0)
+        kv_bytes -= guesses.nbytes if guesses else 0
         prefix_bytes = min(prefix_bytes, kv_bytes)
     scheduler = Scheduler(
         weights.network,
@@ -133,7 +142,7 @@ def new_scheduler(
         prefix_bytes=prefix_bytes,
         kv_bytes=kv_bytes,
         encoder=encoder,
-        new_batch=leading(weights, ranks) if ranks else speculation(checkpoint, weights, config),
+        new_batch=leading(weights, ranks) if ranks else guesses.new_batch if guesses else None,
     )
     if store is not None:
         store.load(scheduler.prefixes)

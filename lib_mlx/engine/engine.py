@@ -14,11 +14,11 @@ from lib_mlx.engine.adapter_switch import AdapterSwitch
 from lib_mlx.engine.assembly import new_media, new_scheduler, new_store, new_weights
 from lib_mlx.engine.embedding import CHUNK, Embedder
 from lib_mlx.engine.grounding import GroundingJob, PreparedGrounding
-from lib_mlx.engine.job import Job
+from lib_mlx.engine.job import Job, unloading
 from lib_mlx.engine.pointing import open_pointing
 from lib_mlx.engine.preparation import RequestPreparer
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import Cancelled, LibMlxError, ShuttingDown, UnsupportedFeature
+from lib_mlx.errors import Cancelled, LibMlxError, UnsupportedFeature
 from lib_mlx.models import sharding
 from lib_mlx.models.loader import check_cancelled, load_tokenizer
 from lib_mlx.models.pooling import read_pooling
@@ -187,7 +187,7 @@ class EngineModel:
         def add() -> None:
             for job in jobs:
                 if self._closed:
-                    job.cancel(_unloading())
+                    job.cancel(unloading())
                     _deliver([(job.stream, [job.fail()])])
                 else:
                     take(job)
@@ -299,7 +299,7 @@ class EngineModel:
             self._closed = True
             for lane in self._lanes:
                 get_worker().discard(lane)
-                lane.fail_all(_unloading())
+                lane.fail_all(unloading())
                 _deliver(lane.step())
         if self._encoder is not None:
             if self._encoder.active:
@@ -342,11 +342,7 @@ class EngineModel:
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise _unloading()
-
-
-def _unloading() -> ShuttingDown:
-    return ShuttingDown("The model is being unloaded.", hint="Load it again.")
+            raise unloading()
 
 
 def _deliver(deliveries: list[tuple[EventStream, Batch]]) -> None:
@@ -399,7 +395,7 @@ def load(
         media, encoder = new_media(checkpoint, tokenizer, loaded, config)
         pointing = open_pointing(checkpoint, tokenizer, loaded, media, encoder)
         eos = frozenset(tokenizer.wrapper.eos_token_ids)
-        scheduler = worker.run(new_scheduler, checkpoint, loaded, eos, config, store, encoder, ranks)
+        scheduler = worker.run(new_scheduler, checkpoint, loaded, eos, config, store, encoder, cancelled, ranks)
         model = EngineModel(
             checkpoint,
             tokenizer,

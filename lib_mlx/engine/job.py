@@ -18,7 +18,7 @@ from lib_mlx.engine.logprobs import LogprobCollector
 from lib_mlx.engine.output_parser import REASONING, TOOL, OutputParser
 from lib_mlx.engine.reasoning_limit import ReasoningLimiter
 from lib_mlx.engine.sampling import GREEDY, make_processors, make_sampler
-from lib_mlx.errors import EngineDied, Internal, LibMlxError
+from lib_mlx.errors import EngineDied, Internal, LibMlxError, ShuttingDown
 from lib_mlx.generation import Delta, Failed, Finished, FinishReason, Timings, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
@@ -263,6 +263,11 @@ def _up_to_first_call(deltas: list[Delta]) -> list[Delta]:
     """One block of a model's text can hold several calls."""
     first = next((index for index, delta in enumerate(deltas) if isinstance(delta, ToolCallDelta)), len(deltas))
     return deltas[: first + 1]
+
+
+def unloading() -> ShuttingDown:
+    """Return the error of requests to a model that is going."""
+    return ShuttingDown("The model is being unloaded.", hint="Load it again.")
 
 
 def internal_error(error: BaseException) -> LibMlxError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,19 @@ if TYPE_CHECKING:
     from lib_mlx.models.loader import Weights
 
 
+@dataclass(frozen=True)
+class Speculation:
+    """How a model guesses."""
+
+    new_batch: Callable[[], SpeculativeGenerator]
+    nbytes: int
+    """What the draft model takes in memory."""
+
+
 def speculation(
-    checkpoint: Checkpoint, weights: Weights, config: EngineConfig
-) -> Callable[[], SpeculativeGenerator] | None:
-    """Return what makes a model's generator, if it is to guess; loads the draft model.
+    checkpoint: Checkpoint, weights: Weights, config: EngineConfig, cancelled: Callable[[], bool]
+) -> Speculation | None:
+    """Return how a model guesses, if it is to; loads the draft model. `cancelled` is asked between slices of that.
 
     Raises:
         UnsupportedFeature: the model's cache cannot be cut, or it reads more than text.
@@ -46,11 +56,17 @@ def speculation(
             hint=f"Leave {named} out.",
             param=named,
         )
-    new_draft = PromptLookup if config.prompt_lookup else _draft_model(checkpoint, weights, config)
-    return lambda: SpeculativeGenerator(weights.network, new_draft, config.draft_tokens)
+    new_draft: Callable[[], Draft] = PromptLookup
+    nbytes = 0
+    if config.draft_model_path:
+        draft = _draft_weights(checkpoint, weights, config, cancelled)
+        new_draft, nbytes = partial(DraftModel, draft.network), draft.nbytes
+    return Speculation(lambda: SpeculativeGenerator(weights.network, new_draft, config.draft_tokens), nbytes)
 
 
-def _draft_model(checkpoint: Checkpoint, weights: Weights, config: EngineConfig) -> Callable[[], Draft]:
+def _draft_weights(
+    checkpoint: Checkpoint, weights: Weights, config: EngineConfig, cancelled: Callable[[], bool]
+) -> Weights:
     smaller = inspect(store.resolve(str(config.draft_model_path)), trust_remote_code=config.trust_remote_code)
     if _vocabulary(smaller) != _vocabulary(checkpoint):
         raise InvalidArgument(
@@ -59,20 +75,21 @@ def _draft_model(checkpoint: Checkpoint, weights: Weights, config: EngineConfig)
             param="draft_model_path",
         )
     memory.check_fits(smaller.weight_bytes, f"The draft model {smaller.path.name!r}")
-    loaded = load_weights(smaller, lambda _: None, lambda: False, config.cpu_weights)
+    loaded = load_weights(smaller, lambda _: None, cancelled, config.cpu_weights)
     if loaded.vision is not None or not loaded.cache.sliceable or loaded.vocab_size != weights.vocab_size:
         raise UnsupportedFeature(
             f"{smaller.path.name!r} cannot be a draft model.",
             hint="Use one that reads text alone.",
             param="draft_model_path",
         )
-    return partial(DraftModel, loaded.network)
+    return loaded
 
 
 def _vocabulary(checkpoint: Checkpoint) -> Any:
     """Return what tells tokenizers apart."""
     file = checkpoint.path / "tokenizer.json"
     if not file.is_file():
-        return (checkpoint.path / "tokenizer.model").read_bytes()
+        others = (checkpoint.path / name for name in ("tokenizer.model", "vocab.json"))
+        return [other.read_bytes() for other in others if other.is_file()]
     known = json.loads(file.read_bytes())
     return known["model"].get("vocab"), [(token["id"], token["content"]) for token in known.get("added_tokens") or ()]

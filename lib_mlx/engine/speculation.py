@@ -17,7 +17,7 @@ from lib_mlx.engine.serial import Row, SerialGenerator, Token
 from lib_mlx.models.upstream import TokenBuffer, trim_prompt_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from lib_mlx.engine.drafts import Draft
 
@@ -37,13 +37,13 @@ class _Course:
         self.ready: deque[tuple[int, mx.array]] = deque()
         """Tokens with their log-probabilities. All but the last have joined the cache."""
 
-    def guess(self, tokens: Sequence[int], room: int) -> list[int]:
-        """Return what may follow `tokens`, `room` tokens at most."""
+    def guess(self, tokens: list[int], last: int, room: int) -> list[int]:
+        """Return what may follow `tokens` and `last`, `room` tokens at most."""
         if self._rest > 0:
             self._rest -= 1
             return []
         count = min(self._count, room)
-        return self._draft.propose(tokens, count) if count > 0 else []
+        return self._draft.propose([*tokens, last], count) if count > 0 else []
 
     def learn(self, guessed: int, right: int) -> None:
         """Guess more after what was right, and less, or for a while nothing, after what was wrong."""
@@ -69,7 +69,7 @@ class SpeculativeGenerator(SerialGenerator):
         self._count = count
         self._courses: dict[int, _Course] = {}
         self.guessed = self.right = 0
-        """Tokens, since the model was loaded."""
+        """Tokens of all rows so far."""
 
     def remove(self, uids: Iterable[int], return_prompt_caches: bool = False) -> dict[int, tuple[list[Any], list[int]]]:
         """See `SerialGenerator`."""
@@ -99,7 +99,7 @@ class SpeculativeGenerator(SerialGenerator):
 
     def _extend(self, row: Row, course: _Course, token: int) -> None:
         """Have `token` and what is guessed behind it join the cache; keep what is right, and decide one more."""
-        guesses = course.guess([*row.tokens, token], row.max_tokens - row.made - 1)
+        guesses = course.guess(row.tokens, token, row.max_tokens - row.made - 1)
         logits = self._network(mx.array([[token, *guesses]]), cache=row.cache)[0]
         decided = self._decide(row, token, guesses, logits)
         kept = len(decided) - 1

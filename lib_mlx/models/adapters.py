@@ -115,19 +115,27 @@ def remove_adapter(network: Any) -> None:
     packed.join(network)
 
 
+def check_swappable(path: Path) -> None:
+    """Look at the adapter in a directory, before it takes another's place.
+
+    Raises:
+        ModelNotFound, CorruptModel: there is none, or its configuration cannot be read.
+        UnsupportedFeature: it is not an adapter but all weights.
+    """
+    if read_shape(path).method == "full":
+        raise UnsupportedFeature(
+            f"{path} holds weights, not an adapter.", hint="Load the model with it.", param="adapter"
+        )
+
+
 def swap_adapter(network: Any, path: Path | None) -> None:
     """Put another adapter in the place of the network's, or none. The weights stay in memory.
 
     Raises:
-        ModelNotFound, CorruptModel: there is none at `path`, or it does not fit; the network has none then.
-        UnsupportedFeature: it is not an adapter but all weights.
+        CorruptModel: it does not fit; the network has none then.
     """
     from lib_mlx.models import packed
 
-    if path is not None and read_shape(path).method == "full":
-        raise UnsupportedFeature(
-            f"{path} holds weights, not an adapter.", hint="Load the model with it.", param="adapter"
-        )
     remove_adapter(network)
     if path is None:
         return

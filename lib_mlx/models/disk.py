@@ -32,3 +32,14 @@ def room_on(folder: Path) -> Iterator[None]:
             f"There is no room left in {folder}: {error.strerror}.",
             hint="Make room, or have it elsewhere (LIB_MLX_DATA_DIR, LIB_MLX_STATE_DIR, HF_HOME), and try again.",
         ) from error
+
+
+@contextlib.contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Give a file to write, of the same suffix, which takes the place of `path` whole or not at all."""
+    staged = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield staged
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)

@@ -117,6 +117,29 @@ def load_weights(
         ) from error
 
 
+def load_text_network(checkpoint: Checkpoint) -> Any:
+    """Return mlx-lm's network, neither evaluated nor made ready to serve, for what trains or writes weights.
+
+    Engine thread only.
+
+    Raises:
+        UnsupportedFeature: the checkpoint has encoders, which mlx-lm leaves out without a word.
+        UnsupportedModel, CorruptModel: as `load_weights`.
+    """
+    from lib_mlx.models.upstream import load_model
+
+    if checkpoint.has_towers:
+        raise UnsupportedFeature(
+            f"{checkpoint.path.name!r} has encoders, and this is for models of text alone.",
+            hint="Use another model.",
+            param="model_path",
+        )
+    try:
+        return load_model(checkpoint.path, lazy=True, trust_remote_code=checkpoint.trusted)[0]
+    except Exception as error:  # mlx-lm raises whatever Python raises for a checkpoint it cannot read
+        raise _load_error(checkpoint, error) from error
+
+
 def _load_network(checkpoint: Checkpoint) -> tuple[Any, VisionNetwork | None]:
     """Return mlx-lm's network, or mlx-vlm's where the checkpoint has encoders."""
     if checkpoint.has_towers:
@@ -125,9 +148,8 @@ def _load_network(checkpoint: Checkpoint) -> tuple[Any, VisionNetwork | None]:
         vision = load_network(checkpoint)
         return vision, vision
     from lib_mlx.models import sharding
-    from lib_mlx.models.upstream import load_model
 
-    network = load_model(checkpoint.path, lazy=True, trust_remote_code=checkpoint.trusted)[0]
+    network = load_text_network(checkpoint)
     return (network if sharding.group() is None else sharding.divide(network, checkpoint)), None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.models import store
@@ -49,12 +49,12 @@ def _fuse(
 
     from lib_mlx.engine.device import set_up
     from lib_mlx.models.adapters import load_adapter
-    from lib_mlx.models.upstream import load_model
+    from lib_mlx.models.loader import load_text_network
     from lib_mlx.models.upstream_tuner import dequantize_model
     from lib_mlx.models.writing import write_model
 
     set_up()
-    network: Any = load_model(checkpoint.path, lazy=True, trust_remote_code=checkpoint.trusted)[0]
+    network = load_text_network(checkpoint)
     load_adapter(network, adapter_path)
     fused = [
         (name, module.fuse(dequantize=dequantize))

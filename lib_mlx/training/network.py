@@ -16,7 +16,7 @@ from lib_mlx import memory
 from lib_mlx.engine.device import set_up
 from lib_mlx.errors import CorruptModel, InsufficientMemory
 from lib_mlx.models.adapters import AdapterShape, add_adapter
-from lib_mlx.models.upstream import load_model
+from lib_mlx.models.loader import load_text_network
 from lib_mlx.models.upstream_tuner import dequantize_model, grad_checkpoint
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class TrainedNetwork:
         set_up()
         mx.random.seed(config.seed)
         self._seed = config.seed
-        self._network: Any = load_model(checkpoint.path, lazy=True, trust_remote_code=checkpoint.trusted)[0]
+        self._network: Any = load_text_network(checkpoint)
         if mx.default_device() == mx.cpu or config.method == "full":
             _widen(self._network)
         shape = AdapterShape(config.method, config.layers, config.rank, config.scale, config.dropout)

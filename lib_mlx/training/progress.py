@@ -6,6 +6,8 @@ import csv
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING
 
+from lib_mlx.models.disk import staged_file
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -67,15 +69,12 @@ class History:
             ("loss.csv", [field.name for field in fields(Row)], [asdict(row) for row in self.rows]),
             ("validation.csv", ["step", "loss"], [{"step": s, "loss": loss} for s, loss in self._validations]),
         ):
-            staged = self._folder / f".{name}.tmp"
-            with staged.open("w", encoding="utf-8", newline="") as file:
+            with staged_file(self._folder / name) as staged, staged.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, names)
                 writer.writeheader()
                 writer.writerows(rows)
-            staged.replace(self._folder / name)
-        staged = self._folder / ".loss.svg.tmp"
-        staged.write_text(picture([(row.step, row.loss) for row in self.rows], self._validations))
-        staged.replace(self._folder / "loss.svg")
+        with staged_file(self._folder / "loss.svg") as staged:
+            staged.write_text(picture([(row.step, row.loss) for row in self.rows], self._validations))
 
 
 def picture(losses: list[tuple[int, float]], validations: list[tuple[int, float]]) -> str:

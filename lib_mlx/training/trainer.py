@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import math
@@ -16,11 +15,11 @@ from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
-from lib_mlx.models.disk import room_on
+from lib_mlx.models.disk import room_on, staged_file
 from lib_mlx.training.progress import History, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from lib_mlx.training.config import TrainConfig
     from lib_mlx.training.examples import Example, Examples
@@ -181,8 +180,7 @@ class _Training:
         self._history.validated(step, loss)
         if loss < self._best:
             self._best, self._bad = loss, 0
-            if step:
-                get_worker().run(self._keep)
+            get_worker().run(self._keep)
         else:
             self._bad += 1
 
@@ -198,8 +196,9 @@ class _Training:
 
     def _save(self) -> None:
         """Write what a continuation needs, the history, and without validations the adapter."""
-        if not self._examples.valid or not (self._folder / "adapters.safetensors").exists():
+        if not self._examples.valid:
             self._keep()
+        self._history.save()  # first: of rows behind the checkpoint's step nothing is read
         state = {
             "step": self._step,
             "best": None if self._best == math.inf else self._best,
@@ -207,7 +206,6 @@ class _Training:
             "config": self._config.model_dump(mode="json"),
         }
         _save_arrays(self._folder / "checkpoint.safetensors", self.network.state(), {"training": json.dumps(state)})
-        self._history.save()
 
     def _restore(self) -> None:
         """Go on from the folder's checkpoint, if there is one."""
@@ -269,21 +267,10 @@ def _memory() -> int:
 def _save_arrays(path: Path, arrays: dict[str, Any], metadata: dict[str, str]) -> None:
     import mlx.core as mx
 
-    with _staged(path) as staged:
+    with staged_file(path) as staged:
         mx.save_safetensors(str(staged), arrays, metadata)
 
 
 def _write(path: Path, text: str) -> None:
-    with _staged(path) as staged:
+    with staged_file(path) as staged:
         staged.write_text(text, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _staged(path: Path) -> Iterator[Path]:
-    """Give a file to write, which takes its place whole or not at all."""
-    staged = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    try:
-        yield staged
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)

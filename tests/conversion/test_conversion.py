@@ -21,6 +21,7 @@ from lib_mlx.errors import InvalidArgument, LoadCancelled, UnsupportedFeature
 from lib_mlx.evaluation.prediction import divergence
 from lib_mlx.models import writing
 from tests.checkpoints.tiny import build_tiny
+from tests.fixtures import GUI
 from tests.models.gguf_files import write_gguf
 
 if TYPE_CHECKING:
@@ -166,6 +167,27 @@ def test_a_killed_conversion_is_gone_on_with(tiny: Path, tmp_path: Path, monkeyp
     names = sorted(path.name for path in whole.path.iterdir())
     assert sorted(path.name for path in made.path.iterdir()) == names
     assert all((made.path / name).read_bytes() == (whole.path / name).read_bytes() for name in names)
+
+
+def test_models_with_encoders(make: Callable[..., Converted], tmp_path: Path) -> None:
+    """None loses its eyes: of a GUI-Actor the language model is quantised, others are refused by name."""
+    actor, plain = GUI / "models/tiny-gui-actor-qwen2vl", GUI / "models/tiny-qwen2-vl"
+    made = make(model_path=str(actor), bits=8)
+    before, after = (
+        {name: array for file in path.glob("*.safetensors") for name, array in load_file(file).items()}
+        for path in (actor, made.path)
+    )
+    kept = [name for name in before if not name.startswith(("model.", "lm_head."))]
+    assert len(kept) > 20
+    assert all(np.array_equal(before[name], after[name]) for name in kept)
+    assert made.bytes_after < made.bytes_before
+    for told in ({"bits": 3}, {"dtype": "float16"}, {"bits": 8, "group_size": 64}):
+        with pytest.raises(UnsupportedFeature, match="GUI-Actor"):
+            make(model_path=str(actor), output_path=str(tmp_path / "other"), **told)
+    for told in ({}, {"bits": 4}, {"dtype": "float16"}):
+        with pytest.raises(UnsupportedFeature, match="has encoders"):
+            make(model_path=str(plain), output_path=str(tmp_path / "other"), **told)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_what_is_wrong(make: Callable[..., Converted], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from lib_mlx.engine.drafts import PromptLookup
 from lib_mlx.engine.speculation import _Course
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.generation import Constraint, SamplingParams
+from lib_mlx.runtime import get_runtime
 from tests.checkpoints import build
 from tests.checkpoints.other_caches import random_checkpoint
 from tests.checkpoints.tiny import build_tiny
@@ -44,9 +45,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def answers(model: Path, **config: Any) -> list[tuple[str, int, str]]:
     """All answers of a model: their text, tokens and end."""
+    return guessed_answers(model, **config)[0]
+
+
+def guessed_answers(model: Path, **config: Any) -> tuple[list[tuple[str, int, str]], int, int]:
+    """All answers of a model, and how many tokens were guessed for them, and were right."""
     with lib_mlx.load_model(model, **config) as loaded:
         found = [loaded.generate(prompt, max_tokens=60, **options) for prompt in PROMPTS for options in SAMPLINGS]
-    return [(answer.text, answer.usage.completion, answer.finish_reason) for answer in found]
+        guessed, right = guesses(loaded)
+    return [(answer.text, answer.usage.completion, answer.finish_reason) for answer in found], guessed, right
+
+
+def guesses(model: lib_mlx.Model) -> tuple[int, int]:
+    """How many tokens were guessed since a model was loaded, and were right."""
+    generator = get_runtime().engine(model._handle)._scheduler._batch
+    return getattr(generator, "guessed", 0), getattr(generator, "right", 0)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +74,21 @@ def test_the_tokens_are_the_same(
 ) -> None:
     """Greedy or sampled, with penalties, a grammar or stop sequences."""
     other = {key: str(models[1]) if value == "OTHER" else value for key, value in config.items()}
-    assert answers(models[0], **other) == plain
+    found, guessed, right = guessed_answers(models[0], **other)
+    assert found == plain
+    assert guessed > right
 
 
 def test_a_draft_that_is_always_right(models: tuple[Path, Path], plain: list[tuple[str, int, str]]) -> None:
-    """So they are where the draft is the model itself, and every guess is taken."""
-    assert answers(models[0], draft_model_path=str(models[0]), draft_tokens=3) == plain
+    """So they are where the draft is the model itself; every guess of what the model likes best is taken."""
+    found, guessed, right = guessed_answers(models[0], draft_model_path=str(models[0]), draft_tokens=3)
+    assert found == plain
+    assert 0 < right < guessed
+    with lib_mlx.load_model(models[0], draft_model_path=str(models[0]), draft_tokens=3) as model:
+        answer = model.generate("x", sampling=SamplingParams(temperature=0), max_tokens=60)
+        guessed, right = guesses(model)
+    assert guessed == right
+    assert right > 0.7 * answer.usage.completion
 
 
 @pytest.mark.model
@@ -77,7 +99,9 @@ def test_a_real_model(smollm2: Path) -> None:
     for config in ({}, {"prompt_lookup": True, "draft_tokens": 8}):
         with lib_mlx.load_model(smollm2, **config) as model:
             said.append(model.generate(prompt, sampling=SamplingParams(temperature=0), max_tokens=64).text)
+            right = guesses(model)[1]
     assert said[0] == said[1]
+    assert right > 0
 
 
 def test_what_follows_is_reused(models: tuple[Path, Path]) -> None:
@@ -132,15 +156,15 @@ def test_prompt_lookup() -> None:
 def test_trust() -> None:
     """Guesses that are right become more; after some that are all wrong there are none for longer and longer."""
     course = _Course(PromptLookup(), 8)
-    tokens = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2]
-    assert len(course.guess(tokens, 100)) == 2
+    tokens = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1]
+    assert len(course.guess(tokens, 2, 100)) == 2
     course.learn(2, 2)
-    assert len(course.guess(tokens, 100)) == 4
-    assert len(course.guess(tokens, 3)) == 3
+    assert len(course.guess(tokens, 2, 100)) == 4
+    assert len(course.guess(tokens, 2, 3)) == 3
     course.learn(3, 1)
-    assert len(course.guess(tokens, 100)) == 2
+    assert len(course.guess(tokens, 2, 100)) == 2
     for pause in (1, 3, 7):
         course.learn(2, 0)
-        assert [len(course.guess(tokens, 100)) > 0 for _ in range(pause + 1)] == [False] * pause + [True]
+        assert [len(course.guess(tokens, 2, 100)) > 0 for _ in range(pause + 1)] == [False] * pause + [True]
     course.learn(1, 1)
-    assert len(course.guess(tokens, 100)) == 2
+    assert len(course.guess(tokens, 2, 100)) == 2

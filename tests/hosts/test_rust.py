@@ -85,9 +85,14 @@ def test_declarations_are_the_headers() -> None:
 def test_every_key_has_a_builder() -> None:
     """The configurations have a method for each of the library's keys."""
     source = (SAFE / "config.rs").read_text()
-    methods = set(re.findall(r"^ +(\w+)(?:: [\w<>]+)?,$", source, re.MULTILINE)) | {"model_path", "profiles"}
+    methods = set(re.findall(r"^ +(\w+)(?:: [\w<>]+)?,$", source, re.MULTILINE)) | {
+        "model_path",
+        "profiles",
+        "adapters",
+    }
     for kind in (LoadConfig, ServerConfig, ServedModel):
         assert set(kind.model_fields) <= methods
+    assert "pub fn adapter(" in source
     assert all(f'"{bound}"' in source for bound in Profile.model_fields)
 
 

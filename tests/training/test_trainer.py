@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.training.trainer import Batches, train
+from tests.fixtures import GUI
 from tests.training.conftest import write_jsonl
 
 if TYPE_CHECKING:
@@ -135,6 +136,8 @@ def test_what_cannot_be_trained(config: Callable[..., TrainConfig], tmp_path: Pa
     """More layers than there are, and fewer examples than a batch, are told."""
     with pytest.raises(UnsupportedFeature, match="2 layers, not 3"):
         train(config(method="lora", layers=3))
+    with pytest.raises(UnsupportedFeature, match="has encoders"):
+        train(config(model_path=str(GUI / "models/tiny-qwen2-vl"), train_on_prompts=True))
     few = write_jsonl(tmp_path / "few.jsonl", [{"text": "one"}])
     with pytest.raises(InvalidArgument, match="1 examples"):
         train(config(data_path=str(few)))

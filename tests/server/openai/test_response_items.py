@@ -60,13 +60,13 @@ def test_messages_of_every_role(role: str) -> None:
         (item,) = read({"role": role, "content": content})
         assert {part["type"] for part in item["content"]} == {kind}
         assert item["id"].startswith("msg_")
-        assert to_messages([item]) == [Message("system" if role == "developer" else role, "hi")]  # type: ignore[arg-type]
+        assert to_messages([item], 1) == [Message("system" if role == "developer" else role, "hi")]  # type: ignore[arg-type]
 
 
 def test_a_string_is_a_message_of_the_user() -> None:
     """The simplest input."""
     (item,) = ItemReader(KEPT.get, unseal).read("hi")
-    assert to_messages([item]) == [Message("user", "hi")]
+    assert to_messages([item], 1) == [Message("user", "hi")]
     assert ItemReader(KEPT.get, unseal).read(None) == ()
 
 
@@ -77,7 +77,7 @@ def test_one_turn_of_the_assistant_is_joined() -> None:
     items = read(THOUGHT, said, CALL, {**CALL, "call_id": "call_2"}, OUTPUT, parts)
     assert items[1]["phase"] == "commentary"
     calls = (ToolCall("call_1", "f", "{}"), ToolCall("call_2", "f", "{}"))
-    assert to_messages(items) == [
+    assert to_messages(items, len(items)) == [
         Message("assistant", "Looking.", reasoning="hm", tool_calls=calls),
         Message("tool", "sunny", tool_call_id="call_1"),
         Message("tool", "sunny", tool_call_id="call_1"),
@@ -97,7 +97,7 @@ def test_one_turn_of_the_assistant_is_joined() -> None:
 def test_reasoning_is_read_from_what_there_is(fields: dict[str, Any], text: str) -> None:
     """Its content, else what it was sealed as, else its summary."""
     items = read({**THOUGHT, **fields}, {"role": "assistant", "content": "x"})
-    assert to_messages(items) == [Message("assistant", "x", reasoning=text)]
+    assert to_messages(items, len(items)) == [Message("assistant", "x", reasoning=text)]
 
 
 def test_references() -> None:
@@ -121,7 +121,7 @@ def test_a_refusal_is_kept_as_one() -> None:
     """In a message of the assistant."""
     (item,) = read({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]})
     assert item["content"] == [{"type": "refusal", "refusal": "No."}]
-    assert to_messages([item]) == [Message("assistant", "No.")]
+    assert to_messages([item], 1) == [Message("assistant", "No.")]
 
 
 @pytest.mark.parametrize(
@@ -177,4 +177,4 @@ def test_any_items_are_kept_validly_or_refused(items: list[dict[str, Any]]) -> N
         assert named.startswith("input.")
         return
     assert len({item["id"] for item in found}) == len(items)
-    to_messages(found)
+    to_messages(found, len(found))

@@ -84,7 +84,7 @@ extension LibraryTests {
             try await Fixture.withClient { client, _ in
                 let models = try await client.listModels()
                 #expect(models.map(\.id) == ["crafted"])
-                #expect(models.first?.contextLength == 4096)
+                #expect(models.first?.contextLength == 131_072)
                 let health = try await client.health()
                 #expect(health.status == "ok")
                 #expect(health.models == ["crafted"])

@@ -19,7 +19,7 @@ extension LibraryTests {
             #expect(status.model.state == .ready)
             #expect(status.model.id == "crafted")
             #expect(status.model.path == Fixture.path)
-            #expect(status.model.contextLength == 4096)
+            #expect(status.model.contextLength == 131_072)
             #expect(status.model.device != nil)
             #expect(status.model.error == nil)
             #expect(status.server.state == .stopped)
