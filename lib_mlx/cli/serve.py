@@ -41,12 +41,14 @@ def overrides(
     return chosen
 
 
-def as_arguments(chosen: dict[str, Any], config: Path | None) -> list[str]:
+def as_arguments(chosen: dict[str, Any], config: Path | None, hosts: Path | None = None) -> list[str]:
     """Return the arguments that say the same again, from any directory."""
     arguments = [str(model["path"]) for model in chosen.get("models", {}).values()]
     for key, value in chosen["server"].items():
         arguments += [f"--{key.replace('_', '-')}", str(value)]
-    return [*arguments, *(["--config", str(config.resolve())] if config else [])]
+    for key, file in (("--config", config), ("--hosts", hosts)):
+        arguments += [key, str(file.resolve())] if file else []
+    return arguments
 
 
 def _name(model: str) -> str:
@@ -83,13 +85,12 @@ def serve(  # noqa: PLR0917 - typer makes options of them
     log = None
     if service is not None:
         log = open_log(str(log_path(service)), settings.service.log_level, max_bytes=settings.service.log_bytes)
-    arguments, tell = as_arguments(chosen, config), _tell_json if ready_json else _tell
+    arguments, tell = as_arguments(chosen, config, hosts), _tell_json if ready_json else _tell
     if hosts is None:
         run(settings, arguments, service, tell)
     else:
         from lib_mlx.service.ranks import run_ranks
 
-        arguments += ["--hosts", str(hosts.resolve())]
         run_ranks(settings, arguments, service, tell, hosts.resolve())
     if log is not None:
         log.close()

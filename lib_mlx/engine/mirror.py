@@ -8,6 +8,7 @@ commands only: the generator is given no end tokens and no limit.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import logging
@@ -23,7 +24,7 @@ from lib_mlx.models.kv_cache import new_cache
 from lib_mlx.models.upstream import BatchGenerator, StopSequences, greedy_sampler, trim_prompt_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from lib_mlx.engine.rank_channel import Followers
     from lib_mlx.engine.sampling import Processor, Sampler
@@ -111,21 +112,21 @@ class LeadingGenerator:
         logits_processors: Sequence[Sequence[Processor]],
         stop_sequences: Sequence[Any],
     ) -> list[int]:
-        """Take rows in, as `BatchGenerator.insert_segments` does."""
+        """Take rows in, as `BatchGenerator.insert_segments` does; raises as `next`."""
         rows = []
         for parts, cache, known in zip(segments, caches, all_tokens, strict=True):
             held = (cache.key, cache.length - len(known)) if isinstance(cache, HeldCache) else None
             rows.append({"lengths": [len(part) for part in parts], "known": len(known), "cache": held})
-        self._tell({"do": "insert", "rows": rows})
-        uids: list[int] = self._generator.insert_segments(
-            segments,
-            max_tokens=[_ENDLESS] * len(rows),
-            caches=caches,
-            all_tokens=all_tokens,
-            samplers=samplers,
-            logits_processors=logits_processors,
-            stop_sequences=[StopSequences()] * len(rows),
-        )
+        with self._together({"do": "insert", "rows": rows}):
+            uids: list[int] = self._generator.insert_segments(
+                segments,
+                max_tokens=[_ENDLESS] * len(rows),
+                caches=caches,
+                all_tokens=all_tokens,
+                samplers=samplers,
+                logits_processors=logits_processors,
+                stop_sequences=[StopSequences()] * len(rows),
+            )
         for uid, most, stop in zip(uids, max_tokens, stop_sequences, strict=True):
             self._rows[uid] = _Row(most, stop.matcher())
         return uids
@@ -136,13 +137,9 @@ class LeadingGenerator:
         Raises:
             EngineDied: this rank or another one could not; the group is of no use any more.
         """
-        self._tell({"do": "next", "chunk": self.prefill_step_size})
-        try:
-            self._generator.prefill_step_size = self.prefill_step_size
+        self._generator.prefill_step_size = self.prefill_step_size
+        with self._together({"do": "next", "chunk": self.prefill_step_size}):
             prompts, made = self._generator.next()
-        except BaseException as error:
-            log.exception("the ranks can go on no more")
-            raise self._ranks.report(str(error)) from error
         reasons = {row.uid: self._rows[row.uid].ends(row.token) for row in made}
         caches = self.remove([uid for uid, reason in reasons.items() if reason], return_prompt_caches=True)
         tokens = []
@@ -162,8 +159,8 @@ class LeadingGenerator:
         if not leaving:
             return {}
         caches = self.extract_cache(leaving) if return_prompt_caches else {}
-        self._tell({"do": "remove", "uids": leaving})
-        self._generator.remove(leaving)
+        with self._together({"do": "remove", "uids": leaving}):
+            self._generator.remove(leaving)
         for uid in leaving:
             del self._rows[uid]
         return caches
@@ -180,6 +177,19 @@ class LeadingGenerator:
             held[uid] = (kept, tokens)
         self._tell({"do": "keep", "keys": list(keys.items())})
         return held
+
+    @contextlib.contextmanager
+    def _together(self, command: Command) -> Iterator[None]:
+        """Have the others carry out `command` as the block does; raises EngineDied if the block raises.
+
+        What one rank has done and another has not cannot be made good.
+        """
+        self._tell(command)
+        try:
+            yield
+        except BaseException as error:
+            log.exception("the ranks can go on no more")
+            raise self._ranks.report(str(error)) from error
 
     def _tell(self, command: Command) -> None:
         dropped = [self._dropped.popleft() for _ in range(len(self._dropped))]

@@ -11,11 +11,12 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from lib_mlx.errors import EngineDied
+from lib_mlx.errors import EngineDied, LibMlxError, ServerStartFailed, error_from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 _HEAD = struct.Struct("<I")
 _PULSE_S = 2.0
 _SILENCE_S = 10.0  # after which the other end counts as gone
-_TOGETHER_S = 120.0  # for all ranks to have come
+TOGETHER_S = 120.0
+"""In which all ranks have to come together."""
 _TOKEN_BYTES = 16
+_GREETING = struct.Struct(f"<{_TOKEN_BYTES}sI")  # the secret of the group, and which rank it is
+_GREETING_S = 2.0
 
 
 class RankConnection:
@@ -38,17 +42,21 @@ class RankConnection:
         threading.Thread(target=self._beat, name="lib_mlx-pulse", daemon=True).start()
 
     def send(self, message: dict[str, Any] | None) -> None:
-        """Send `message`; raises OSError if the other end is gone."""
+        """Send `message`; raises OSError if the other end is gone, or does not read."""
         data = b"" if message is None else orjson.dumps(message)
         with self._lock:
-            self._socket.sendall(_HEAD.pack(len(data)) + data)
+            try:
+                self._socket.sendall(_HEAD.pack(len(data)) + data)
+            except OSError:
+                self.close()  # a part may have been sent, which nothing may follow
+                raise
 
     def receive(self) -> dict[str, Any]:
         """Wait for a message; raises OSError if the other end is gone or has been silent for too long."""
         while True:
-            (size,) = _HEAD.unpack(self._exactly(_HEAD.size))
+            (size,) = _HEAD.unpack(_exactly(self._socket, _HEAD.size))
             if size:
-                message: dict[str, Any] = orjson.loads(self._exactly(size))
+                message: dict[str, Any] = orjson.loads(_exactly(self._socket, size))
                 return message
 
     def close(self) -> None:
@@ -56,15 +64,6 @@ class RankConnection:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            more = self._socket.recv(size - len(data))
-            if not more:
-                raise ConnectionResetError("it has closed the connection")
-            data += more
-        return data
 
     def _beat(self) -> None:
         pause = threading.Event()
@@ -83,37 +82,53 @@ class Followers:
 
     def __init__(self, host: str, count: int) -> None:
         self._server = socket.create_server((host, 0))
-        self._server.settimeout(_TOGETHER_S)
         self._token = secrets.token_bytes(_TOKEN_BYTES)
         self._count = count
-        self._connections: list[RankConnection] = []
-        self._lost: Callable[[EngineDied], None] = lambda _error: None
+        self._connections: dict[int, RankConnection] = {}
+        self._loaded = threading.Semaphore(0)
+        self._lost: Callable[[LibMlxError], None] = lambda _error: None
         self.address = f"{host} {self._server.getsockname()[1]} {self._token.hex()}".encode()
         """For `connect`."""
 
-    def gather(self) -> None:
-        """Wait until all have come; raises OSError if they do not."""
-        while len(self._connections) < self._count:
-            connected, _ = self._server.accept()
-            connected.settimeout(_SILENCE_S)
-            with contextlib.suppress(OSError):
-                if secrets.compare_digest(connected.recv(_TOKEN_BYTES, socket.MSG_WAITALL), self._token):
-                    self._connections.append(RankConnection(connected))
-                    continue
-            connected.close()
-        self._server.close()
+    def gather(self, timeout_s: float = TOGETHER_S) -> None:
+        """Wait until all have come.
 
-    def watch(self, lost: Callable[[EngineDied], None]) -> None:
-        """Have `lost` called, on a thread of its own, when one of them is gone or says that it cannot go on."""
+        Raises:
+            ServerStartFailed: they have not, after `timeout_s`.
+        """
+        until = time.monotonic() + timeout_s
+        with self._server:
+            while len(self._connections) < self._count:
+                self._server.settimeout(max(0.001, until - time.monotonic()))
+                try:
+                    connected, _ = self._server.accept()
+                except TimeoutError:
+                    raise ServerStartFailed(
+                        f"Only {len(self._connections)} of {self._count} other ranks reached rank 0 "
+                        f"at {self.address.split()[0].decode()} within {timeout_s:g} s.",
+                        hint="Let the hosts connect to any port of the first host's address.",
+                    ) from None
+                if (rank := self._greeting(connected)) is None:
+                    connected.close()
+                else:
+                    self._connections[rank] = RankConnection(connected)
+
+    def watch(self, lost: Callable[[LibMlxError], None]) -> None:
+        """Have `lost` called, on a thread of its own, when one of them is gone or says why it cannot go on."""
         self._lost = lost
-        for connection in self._connections:
-            threading.Thread(target=self._hear, args=(connection,), name="lib_mlx-follower", daemon=True).start()
+        for rank, connection in self._connections.items():
+            threading.Thread(target=self._hear, args=(rank, connection), name="lib_mlx-follower", daemon=True).start()
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send `message` to all; whoever is gone is reported to `watch`."""
-        for connection in self._connections:
+        for connection in self._connections.values():
             with contextlib.suppress(OSError):
                 connection.send(message)
+
+    def await_loaded(self) -> None:
+        """Wait until all have their parts. If one is lost meanwhile this does not return: `watch` tells."""
+        for _ in range(self._count):
+            self._loaded.acquire()
 
     def report(self, said: str) -> EngineDied:
         """Tell whoever watches that the group is of no use any more; return the error that says so."""
@@ -126,20 +141,44 @@ class Followers:
     def close(self) -> None:
         """Let all of them end."""
         self._lost = lambda _error: None
-        for connection in self._connections:
+        for connection in self._connections.values():
             connection.close()
 
-    def _hear(self, connection: RankConnection) -> None:
+    def _greeting(self, connected: socket.socket) -> int | None:
+        """Return which rank has connected; None if it is a stranger."""
+        connected.settimeout(_GREETING_S)
         try:
-            said = connection.receive().get("failed", "it said nothing that is known")
-        except (OSError, ValueError) as error:
-            said = str(error)
-        self.report(said)
+            token, rank = _GREETING.unpack(_exactly(connected, _GREETING.size))
+        except OSError:
+            return None
+        known = secrets.compare_digest(token, self._token) and 0 < rank <= self._count
+        return rank if known and rank not in self._connections else None
+
+    def _hear(self, rank: int, connection: RankConnection) -> None:
+        try:
+            while "loaded" in (said := connection.receive()):
+                self._loaded.release()
+            error = error_from_json(said["failed"])
+        except (OSError, ValueError, LookupError) as trouble:
+            self.report(f"rank {rank}: {trouble}")
+        else:
+            error.message = f"Rank {rank}: {error.message}"
+            self._lost(error)
 
 
-def connect(address: bytes) -> RankConnection:
-    """Return the connection to the rank 0 of that `address`; raises OSError."""
+def connect(address: bytes, rank: int) -> RankConnection:
+    """Return the connection of `rank` to the rank 0 of that `address`; raises OSError."""
     host, port, token = address.decode().split()
-    connected = socket.create_connection((host, int(port)), _TOGETHER_S)
-    connected.sendall(bytes.fromhex(token))
+    connected = socket.create_connection((host, int(port)), TOGETHER_S)
+    connected.sendall(_GREETING.pack(bytes.fromhex(token), rank))
     return RankConnection(connected)
+
+
+def _exactly(connected: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = connected.recv(size - len(data))
+        if not more:
+            raise ConnectionResetError("it has closed the connection")
+        data += more
+    return data

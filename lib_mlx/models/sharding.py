@@ -6,17 +6,23 @@ is computed: the tokens it gives the network are those that every rank's network
 
 from __future__ import annotations
 
+import hashlib
+import json
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
-from lib_mlx.errors import UnsupportedFeature
+from lib_mlx.errors import LibMlxError, ServerStartFailed, UnsupportedFeature
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lib_mlx.config import EngineConfig
     from lib_mlx.models.checkpoint import Checkpoint
 
+_SAMPLE_BYTES = 64 << 10
 _group: mx.distributed.Group | None = None
 
 
@@ -54,6 +60,55 @@ def check(checkpoint: Checkpoint, config: EngineConfig) -> None:
             raise UnsupportedFeature(
                 f"A model that runs on several hosts takes no {key!r}.", hint=f"Leave {key} out.", param=key
             )
+    if config.cpu_weights == "quantized":  # layers of our own multiply with those, and know nothing of ranks
+        raise UnsupportedFeature(
+            "A model that runs on several hosts takes no 'cpu_weights' of 'quantized'.",
+            hint="Leave cpu_weights out.",
+            param="cpu_weights",
+        )
+
+
+def software() -> dict[str, str]:
+    """Return the versions that have to be the same on all ranks."""
+    return {package: version(package) for package in ("lib-mlx", "mlx", "mlx-lm")}
+
+
+def check_software(wanted: dict[str, str]) -> None:
+    """Compare this rank's versions with those of rank 0; raises ServerStartFailed."""
+    for package, here in software().items():
+        if wanted.get(package) != here:
+            raise ServerStartFailed(
+                f"It has {package} {here}, and rank 0 has {wanted.get(package)}.",
+                hint="Install the same versions on all hosts.",
+            )
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Name the model: its config, and of each file of weights the size and samples, for they are large."""
+    digest = hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode())
+    for file in sorted(checkpoint.path.glob("model*.safetensors")):
+        _sample(file, digest)
+    return digest.hexdigest()
+
+
+def _sample(file: Path, digest: Any) -> None:
+    size = file.stat().st_size
+    digest.update(f"{file.name} {size}".encode())
+    with file.open("rb") as opened:
+        for place in range(8):
+            opened.seek(size * place // 8)
+            digest.update(opened.read(_SAMPLE_BYTES))
+        opened.seek(max(0, size - _SAMPLE_BYTES))
+        digest.update(opened.read())
+
+
+def check_model(checkpoint: Checkpoint, wanted: str) -> None:
+    """Compare this rank's model with that of rank 0, whose `fingerprint` is `wanted`; raises ServerStartFailed."""
+    if fingerprint(checkpoint) != wanted:
+        raise ServerStartFailed(
+            f"The model at {checkpoint.path} is not the one that rank 0 has.",
+            hint="Copy its files to all hosts.",
+        )
 
 
 def share(data: bytes | None, size: int) -> bytes:
@@ -80,20 +135,23 @@ def divide(network: Any, checkpoint: Checkpoint) -> ShardedNetwork:
         )
     for key in ("num_attention_heads", "num_key_value_heads"):
         _check_count(key, checkpoint)
-    network.shard(_group)
+    try:
+        network.shard(_group)
+    except ValueError as error:  # mlx-lm's, of layers whose width or whose groups of quantised weights do not come out
+        raise _uneven(f"The model's layers cannot be divided among {ranks()} ranks: {error}.") from None
     return ShardedNetwork(network, _group)
 
 
 def _check_count(key: str, checkpoint: Checkpoint) -> None:
     """Refuse what mlx-lm would divide wrongly without a word."""
-    count = checkpoint.config.get(key)
+    count = (checkpoint.config.get("text_config") or checkpoint.config).get(key)
     if isinstance(count, int) and count % ranks():
-        raise UnsupportedFeature(
-            f"The model has {count} {key.removeprefix('num_').replace('_', ' ')}, "
-            f"which cannot be divided among {ranks()} ranks.",
-            hint="Name another number of hosts.",
-            param="hosts",
-        )
+        kind = key.removeprefix("num_").replace("_", " ")
+        raise _uneven(f"The model has {count} {kind}, which cannot be divided among {ranks()} ranks.")
+
+
+def _uneven(message: str) -> LibMlxError:
+    return UnsupportedFeature(message, hint="Name another number of hosts.", param="hosts")
 
 
 class ShardedNetwork(Module):
