@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lib_mlx import memory
 from lib_mlx.config import EngineConfig, GenerationDefaults
 from lib_mlx.engine import heap
 from lib_mlx.engine.adapter_switch import AdapterSwitch
 from lib_mlx.engine.assembly import new_media, new_scheduler, new_store, new_weights
-from lib_mlx.engine.embedding import CHUNK, Embedder
+from lib_mlx.engine.embedding import Embedder
 from lib_mlx.engine.grounding import GroundingJob, PreparedGrounding
 from lib_mlx.engine.job import Job, unloading
 from lib_mlx.engine.pointing import open_pointing
 from lib_mlx.engine.preparation import RequestPreparer
+from lib_mlx.engine.text_embedder import TextEmbedder
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import Cancelled, LibMlxError, UnsupportedFeature
+from lib_mlx.errors import LibMlxError
 from lib_mlx.models import sharding
 from lib_mlx.models.loader import check_cancelled, load_tokenizer
 from lib_mlx.models.pooling import read_pooling
@@ -43,10 +44,8 @@ if TYPE_CHECKING:
 
     Prepared = PreparedRequest | PreparedGrounding
 AnyJob = Job | GroundingJob
-T = TypeVar("T")
 J = TypeVar("J", Job, GroundingJob)
 _UNWINDING_S = 0.005  # between two looks whether an image is still being encoded
-_SUSPENDED_S = 0.1  # between two looks whether a model is still suspended
 _UNKNOWN_CONTEXT = 8192  # tokens, for a checkpoint that states no context length
 _TOKENIZER_SHARE = 0.1  # of the progress of a load
 
@@ -67,7 +66,6 @@ class EngineModel:
         media: MediaReader | None = None,
         encoder: MediaEncoder | None = None,
         pointing: Pointing | None = None,
-        sharded: bool = False,
     ) -> None:
         own = checkpoint.context_length or _UNKNOWN_CONTEXT
         self.context_length = min(own, config.context_length) if config.context_length else own
@@ -92,9 +90,9 @@ class EngineModel:
         self._encoder = encoder
         self._pointing = pointing
         self._scheduler = scheduler
-        self._embedder = Embedder(weights.network, read_pooling(checkpoint.path))
+        embedder = Embedder(weights.network, read_pooling(checkpoint.path))
+        self._embedder = TextEmbedder(embedder, self._preparer, self._resting)
         self._store = store
-        self._sharded = sharded
         self.adapters = AdapterSwitch(weights.network, scheduler, config, self._forget_store)
         self._closed = self._released = False  # written by the engine thread alone
 
@@ -227,20 +225,7 @@ class EngineModel:
             Cancelled, ShuttingDown: `cancelled` said so, or the model is being unloaded.
         """
         self._refuse_if_closed()
-        if self._sharded:
-            raise UnsupportedFeature(
-                "A model that runs on several hosts makes no embeddings.",
-                hint="Serve a model of embeddings without --hosts.",
-                param="model",
-            )
-        tokens = self._preparer.encode(text, truncate=truncate)
-        embedding = self._evaluate(cancelled, self._embedder.begin)
-        try:
-            for at in range(0, len(tokens), CHUNK):
-                self._evaluate(cancelled, self._embedder.take, embedding, tokens[at : at + CHUNK])
-            return self._evaluate(cancelled, self._embedder.finish, embedding), len(tokens)
-        finally:
-            get_worker().run(embedding.clear)
+        return self._embedder.embed(text, truncate=truncate, cancelled=cancelled)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, special ones included."""
@@ -319,19 +304,9 @@ class EngineModel:
     def _lanes(self) -> list[Scheduler | GroundingLane]:
         return [self._scheduler, *([self._pointing.lane] if self._pointing else [])]
 
-    def _evaluate(self, cancelled: Callable[[], bool], work: Callable[..., T], *args: Any) -> T:
-        """Call `work` on the engine thread, when the model is not suspended."""
-
-        def attempt() -> tuple[T] | None:
-            self._refuse_if_closed()
-            return None if self._scheduler.suspended else (work(*args),)
-
-        while not cancelled():
-            done = get_worker().run(attempt)
-            if done is not None:
-                return done[0]
-            time.sleep(_SUSPENDED_S)
-        raise Cancelled("The request was cancelled.")
+    def _resting(self) -> bool:
+        self._refuse_if_closed()
+        return self._scheduler.suspended
 
     def _set_suspended(self, value: bool) -> None:
         self._refuse_if_closed()
@@ -407,7 +382,6 @@ def load(
             media=media,
             encoder=encoder,
             pointing=pointing,
-            sharded=ranks is not None,
         )
         check_cancelled(cancelled)
         for lane in (scheduler, *([pointing.lane] if pointing else [])):
