@@ -169,10 +169,11 @@ def _load(wanted: dict[str, Any], followers: Followers, ends: queue.SimpleQueue[
         from lib_mlx.engine.engine import load
         from lib_mlx.models import sharding
 
+        sharding.choose(wanted["sharding"])
         model = ServedModel.model_validate(wanted["model"])
         checkpoint = open_model(model)
         same = {"software": sharding.software(), "fingerprint": sharding.fingerprint(checkpoint)}
-        followers.tell({"model": wanted["model"], **same})
+        followers.tell({"model": wanted["model"], "sharding": wanted["sharding"], **same})
         engine = load(checkpoint, model, ranks=followers)
         followers.await_loaded()
         ends.put(engine)

@@ -73,6 +73,7 @@ def _load(first: dict[str, Any]) -> FollowingGenerator:
     from lib_mlx.engine.assembly import new_weights
     from lib_mlx.engine.mirror import FollowingGenerator
 
+    sharding.choose(first["sharding"])
     model = ServedModel.model_validate(first["model"])
     checkpoint = open_model(model)
     sharding.check_model(checkpoint, first["fingerprint"])

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
 
 from lib_mlx.errors import LibMlxError, ServerStartFailed, UnsupportedFeature
+from lib_mlx.models.upstream import make_prompt_cache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _SAMPLE_BYTES = 64 << 10
 _group: mx.distributed.Group | None = None
+_by_layers = False
 
 
 def join() -> mx.distributed.Group:
@@ -35,6 +37,12 @@ def join() -> mx.distributed.Group:
     global _group  # noqa: PLW0603 - one per process is the point
     _group = mx.distributed.init(strict=True)
     return _group
+
+
+def choose(kind: Literal["tensor", "pipeline"]) -> None:
+    """Have `divide` give each rank a part of every layer, or whole layers."""
+    global _by_layers  # noqa: PLW0603 - as the group
+    _by_layers = kind == "pipeline"
 
 
 def group() -> mx.distributed.Group | None:
@@ -127,19 +135,41 @@ def divide(network: Any, checkpoint: Checkpoint) -> ShardedNetwork:
     """
     if _group is None:
         raise RuntimeError("this process is no rank")
+    try:
+        if _by_layers:
+            _deal_layers(network, checkpoint, _group)
+        else:
+            _divide_layers(network, checkpoint, _group)
+    except ValueError as error:  # mlx-lm's: of widths, groups of quantised weights, or a number of layers
+        raise _uneven(f"The model's layers cannot be divided among {ranks()} ranks: {error}.") from None
+    return ShardedNetwork(network, _group, in_turn=_by_layers)
+
+
+def _divide_layers(network: Any, checkpoint: Checkpoint, group: mx.distributed.Group) -> None:
+    """Leave this rank a part of every layer."""
     if not hasattr(network, "shard"):
-        raise UnsupportedFeature(
-            f"mlx-lm cannot divide the layers of a model of the architecture {checkpoint.model_type!r}.",
-            hint="Run one copy per machine behind a balancer.",
-            param="model",
-        )
+        raise _indivisible(checkpoint, "divide the layers", "Try a 'sharding' of 'pipeline'.")
     for key in ("num_attention_heads", "num_key_value_heads"):
         _check_count(key, checkpoint)
-    try:
-        network.shard(_group)
-    except ValueError as error:  # mlx-lm's, of layers whose width or whose groups of quantised weights do not come out
-        raise _uneven(f"The model's layers cannot be divided among {ranks()} ranks: {error}.") from None
-    return ShardedNetwork(network, _group)
+    network.shard(group)
+
+
+def _deal_layers(network: Any, checkpoint: Checkpoint, group: mx.distributed.Group) -> None:
+    """Leave this rank some of the layers."""
+    inner: Any = getattr(network, "model", None)
+    if not hasattr(inner, "pipeline"):
+        raise _indivisible(checkpoint, "deal out the layers", "Leave 'sharding' out.")
+    if len({type(layer) for layer in make_prompt_cache(network)}) > 1:  # then ranks would not do the same steps
+        raise _indivisible(checkpoint, "deal out the unlike layers", "Leave 'sharding' out.")
+    inner.pipeline(group)
+
+
+def _indivisible(checkpoint: Checkpoint, what: str, hint: str) -> LibMlxError:
+    return UnsupportedFeature(
+        f"mlx-lm cannot {what} of a model of the architecture {checkpoint.model_type!r}.",
+        hint=f"{hint} Or run one copy per machine behind a balancer.",
+        param="model",
+    )
 
 
 def _check_count(key: str, checkpoint: Checkpoint) -> None:
@@ -157,9 +187,10 @@ def _uneven(message: str) -> LibMlxError:
 class ShardedNetwork(Module):
     """A rank's part of a network. What it is called with counts on rank 0 alone; the others see the same."""
 
-    def __init__(self, network: Any, group: mx.distributed.Group) -> None:
+    def __init__(self, network: Any, group: mx.distributed.Group, *, in_turn: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.network = network
+        self._in_turn = in_turn
         self._leads = group.rank() == 0
         self._of = group
 
@@ -168,6 +199,8 @@ class ShardedNetwork(Module):
         mine = inputs.astype(mx.int32)
         # What the others would go on with still has to be computed: their part of the step before.
         shared = mx.distributed.all_sum(mine if self._leads else mine * 0, group=self._of)
+        if self._in_turn:  # ranks that have no first layer do not look at it, and would be waited for
+            mx.eval(shared)
         logits: mx.array = self.network(shared, cache=cache)
         return logits
 

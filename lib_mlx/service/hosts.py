@@ -16,6 +16,7 @@ from lib_mlx.errors import InvalidArgument, InvalidJson
 if TYPE_CHECKING:
     from pathlib import Path
 
+Sharding = Literal["tensor", "pipeline"]
 HERE = "127.0.0.1"
 """What MLX's launcher starts without ssh."""
 _FIRST_PORT = 32323  # mlx.launch's
@@ -38,6 +39,8 @@ class HostFile(Config):
 
     backend: Literal["", "ring", "mpi", "nccl", "jaccl", "jaccl-ring"] = ""
     """What they exchange numbers by; MLX's default if it is empty."""
+    sharding: Sharding = "tensor"
+    """What each host gets: a part of every layer, or whole layers."""
     envs: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+=")]] = Field(default_factory=list)
     """Environment variables of all ranks, as NAME=VALUE."""
     hosts: Annotated[list[Host], Field(min_length=2)]

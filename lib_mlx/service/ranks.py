@@ -122,6 +122,7 @@ def _wanted(settings: Settings, hosts: HostFile) -> dict[str, Any]:
         "server": server.model_dump(mode="json"),
         "model": models[0].model_dump(mode="json"),
         "host": hosts.address,
+        "sharding": hosts.sharding,
     }
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,28 @@ mine = mx.array([group.rank() + 1], mx.int32)
 shared = mx.distributed.all_sum(mine, group=group).item()
 print(json.dumps([group.rank(), group.size(), shared]))
 """
+
+
+class Layers(PipelineMixin):
+    """Five layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = list(range(5))
+
+
+@dataclass
+class Group:
+    """What a pipeline asks of a group."""
+
+    at: int
+    of: int
+
+    def rank(self) -> int:
+        return self.at
+
+    def size(self) -> int:
+        return self.of
 
 
 def test_the_pinned_version() -> None:
@@ -76,3 +99,8 @@ def test_divided_layers() -> None:
         assert [*inspect.signature(module.Model.shard).parameters] == ["self", "group"]
     assert [*inspect.signature(PipelineMixin.pipeline).parameters][:2] == ["self", "group"]
     assert issubclass(qwen2.Qwen2Model, PipelineMixin)
+    layers = Layers()
+    layers.pipeline(Group(1, 2))
+    assert (layers.start_idx, layers.pipeline_layers) == (0, [0, 1])
+    with pytest.raises(ValueError, match="must be positive"):
+        Layers().pipeline(Group(0, 6))

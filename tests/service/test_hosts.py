@@ -35,6 +35,7 @@ OTHER: dict[str, Any] = {"ssh": "mac2", "ips": ["10.1.2.3"]}
         ([HERE, OTHER | {"ips": []}], "hosts.1.ips", "it is empty"),
         ([HERE, OTHER | {"ip": "10.1.2.3"}], "hosts.1.ip", "Unknown key"),
         ({"backend": "rings", "hosts": [HERE, OTHER]}, "backend", "'ring'"),
+        ({"sharding": "layers", "hosts": [HERE, OTHER]}, "sharding", "'pipeline'"),
         ({"envs": ["A B=1"], "hosts": [HERE, OTHER]}, "envs.0", "pattern"),
         ({"host": [HERE, OTHER], "hosts": [HERE, OTHER]}, "host", "Did you mean 'hosts'"),
         ([HERE | {"ips": ["192.0.2.1"]}, OTHER], "hosts.0.ips.0", "no address of this machine"),
