@@ -58,8 +58,10 @@ def _obey(connection: RankConnection, first: dict[str, Any], commands: queue.Sim
         while True:
             get_worker().run(generator.carry_out, commands.get())
     except BaseException as error:
-        logging.getLogger(__name__).exception("this rank cannot go on")
-        told = error if isinstance(error, LibMlxError) else Internal(f"It cannot go on: {error}.")
+        told = error
+        if not isinstance(told, LibMlxError):
+            logging.getLogger(__name__).exception("this rank cannot go on")
+            told = Internal(f"It cannot go on: {error}.")
         with contextlib.suppress(OSError):
             connection.send({"failed": told.to_json()})
         connection.close()

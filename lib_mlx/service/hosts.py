@@ -20,6 +20,8 @@ Sharding = Literal["tensor", "pipeline"]
 HERE = "127.0.0.1"
 """What MLX's launcher starts without ssh."""
 _FIRST_PORT = 32323  # mlx.launch's
+_TRIES = 100
+_Address = Annotated[str, Field(pattern=r"^[^-\s:][^\s:]*$")]  # MLX writes a colon and the port behind it
 _Name = Annotated[str, Field(pattern=r"^[^-\s]\S*$")]  # ssh would take "-…" for an option
 
 
@@ -28,7 +30,7 @@ class Host(Config):
 
     ssh: _Name
     """What ssh knows it by; 127.0.0.1 is this one."""
-    ips: list[_Name] = Field(default_factory=list)
+    ips: list[_Address] = Field(default_factory=list)
     """By which the others reach it."""
     rdma: list[str | list[str] | None] = Field(default_factory=list)
     """For JACCL: the device that leads to each of the hosts."""
@@ -122,18 +124,31 @@ def _wrong(key: str, why: str, hint: str) -> InvalidArgument:
 
 
 def free_ports(host: str, count: int) -> int:
-    """Return the first of `count` ports in a row that nobody has now."""
-    while True:
-        with contextlib.ExitStack() as bound, contextlib.suppress(OSError, OverflowError):
-            first = bound.enter_context(socket.create_server((host, 0))).getsockname()[1]
-            for port in range(first + 1, first + count):
-                bound.enter_context(socket.create_server((host, port)))
-            return int(first)
+    """Return the first of `count` ports in a row that nobody has now; raises InvalidArgument if there are none."""
+    problem: Exception | None = None
+    for _ in range(_TRIES):
+        try:
+            with contextlib.ExitStack() as bound:
+                first = bound.enter_context(_bound(host, 0)).getsockname()[1]
+                for port in range(first + 1, first + count):
+                    bound.enter_context(_bound(host, port))
+                return int(first)
+        except (OSError, OverflowError) as error:
+            problem = error
+    raise InvalidArgument(
+        f"The host {host!r} has no port to listen at: {problem}.",
+        hint="Name an address of this machine.",
+        param="host",
+    )
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 def _can_bind(host: str, port: int) -> bool:
     try:
-        socket.create_server((host, port)).close()
+        _bound(host, port).close()
     except OSError:
         return False
     return True

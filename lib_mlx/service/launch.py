@@ -111,7 +111,7 @@ class Launch:
         ends = [found for line in self._lines if (found := _END.match(line))]
         printed = [line for line in self._lines if not _END.match(line)]
         said = [f"rank {end[1]} ({self._hosts.hosts[int(end[1])].ssh}) {end[2]}" for end in ends[:1]] + printed[-1:]
-        return ": ".join(said) or "they said nothing"
+        return ": ".join(said) or f"mlx.launch ended with {self._launcher.poll()}"
 
     def _start(self, port: int) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - MLX's
@@ -140,11 +140,12 @@ class Launch:
         """Pass on what the ranks print: to stderr, for our stdout tells clients when they are ready."""
         if self._launcher.stdout is None:
             raise RuntimeError("a launcher without a stdout")
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # it has been closed
             for data in self._launcher.stdout:
                 line = data.decode(errors="replace")
-                sys.stderr.write(line)
-                sys.stderr.flush()
+                with contextlib.suppress(OSError, ValueError):  # nobody reads; the ranks must not wait for that
+                    sys.stderr.write(line)
+                    sys.stderr.flush()
                 if text := _COLOUR.sub("", line[:_WORDS]).strip():
                     self._lines.append(text)
 

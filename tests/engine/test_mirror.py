@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from lib_mlx.engine.mirror import FollowingGenerator, LeadingGenerator
 from lib_mlx.engine.prefix_cache import PrefixCache
 from lib_mlx.engine.sampling import GREEDY
 from lib_mlx.engine.worker import get_worker
+from lib_mlx.errors import EngineDied
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.kv_cache import new_cache
 from lib_mlx.models.loader import load_weights
@@ -65,3 +68,25 @@ def test_caches_are_held_as_long_as_rank_0_does(crafted: Path) -> None:
         assert ranks.commands.count("insert") == 3
 
     get_worker().run(scenario)
+
+
+def test_what_only_others_have_done(crafted: Path) -> None:
+    """Where rank 0 cannot do what it had the others do, the group is of no use, and whoever watches is told."""
+    reported: list[str] = []
+
+    class Told:
+        def tell(self, _command: dict[str, Any]) -> None:
+            """Done elsewhere."""
+
+        def report(self, said: str) -> EngineDied:
+            reported.append(said)
+            return EngineDied(said)
+
+    def scenario() -> None:
+        weights = load_weights(inspect(crafted), lambda _: None, lambda: False)
+        leading = LeadingGenerator(weights.network, weights.cache, 8, Told())  # type: ignore[arg-type]
+        with pytest.raises(EngineDied):
+            finish(leading, [], new_cache(weights.network), 0, 4)  # a prompt of no tokens
+
+    get_worker().run(scenario)
+    assert len(reported) == 1

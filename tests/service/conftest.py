@@ -9,11 +9,18 @@ import pytest
 
 import lib_mlx
 from tests.checkpoints.tiny import build_tiny
-from tests.service.divided import ask
+from tests.service.divided import ask, kill_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """Leave no service behind."""
+    yield
+    kill_all()
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
+_begun: list[subprocess.Popen[str]] = []
 PROMPTS = ["hello there", "once upon a time " * 12, "def f(x):", "one two three four five six seven " * 30]
 
 
@@ -113,7 +114,16 @@ def begin(
         process = subprocess.Popen(
             [*prefix, *command], stdout=subprocess.PIPE, stderr=file, text=True, cwd=ROOT, env=os.environ | given
         )
+    _begun.append(process)
     return Served(process, "", errors)
+
+
+def kill_all() -> None:
+    """End what tests that failed have left."""
+    for process in _begun:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def start(folder: Path, model: Path, ranks: int, *options: str, prefix: tuple[str, ...] = (), **hosts: Any) -> Served:

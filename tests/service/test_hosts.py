@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lib_mlx.errors import InvalidArgument
-from lib_mlx.service.hosts import read_hosts
+from lib_mlx.service.hosts import free_ports, read_hosts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,7 @@ OTHER: dict[str, Any] = {"ssh": "mac2", "ips": ["10.1.2.3"]}
         ([HERE, OTHER | {"ssh": 7}], "hosts.1.ssh", "valid string"),
         ([HERE, OTHER | {"ssh": "-oProxyCommand=x"}], "hosts.1.ssh", "pattern"),
         ([HERE, OTHER | {"ips": "10.1.2.3"}], "hosts.1.ips", "valid list"),
+        ([HERE, OTHER | {"ips": ["fe80::1"]}], "hosts.1.ips.0", "pattern"),
         ([HERE, OTHER | {"ips": []}], "hosts.1.ips", "it is empty"),
         ([HERE, OTHER | {"ip": "10.1.2.3"}], "hosts.1.ip", "Unknown key"),
         ({"backend": "rings", "hosts": [HERE, OTHER]}, "backend", "'ring'"),
@@ -87,6 +88,13 @@ def test_what_the_launcher_is_given(tmp_path: Path) -> None:
         ("mac2", OTHER["ips"]),
     ]
     assert known.address == "127.0.0.1"
+
+
+def test_ports_of_no_address() -> None:
+    """An address that is not this machine's has no free ports, and that is told."""
+    assert free_ports("::1", 1) > 0
+    with pytest.raises(InvalidArgument, match=r"'192\.0\.2\.1' has no port"):
+        free_ports("192.0.2.1", 2)
 
 
 def test_two_services_on_the_same_hosts(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_answers_are_those_of_one_process(served: Served, checkpoint: Path, said
         assert [*pool.map(lambda prompt: ask(served.client, prompt), PROMPTS * 2)] == [*said.values()] * 2
 
 
+@pytest.mark.slow
 def test_a_lost_rank(served: Served, said: dict[str, str]) -> None:
     """A client that goes takes nothing with it; a rank in the middle that is killed ends requests, and comes back."""
     left = stream(served.client, PROMPTS[1], max_tokens=4000)

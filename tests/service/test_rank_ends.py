@@ -63,6 +63,15 @@ def test_a_lost_rank(served: Served, alone: Callable[..., str], rank: int, busy:
     assert "are started again" in served.errors.read_text()
 
 
+def test_a_lost_launcher(served: Served, alone: Callable[..., str]) -> None:
+    """When MLX's launcher is killed its ranks end with it, and all are started again."""
+    before = served.everyone()
+    psutil.Process(served.process.pid).children()[0].kill()
+    assert not psutil.wait_procs(before, 10)[1]
+    served.until_healthy()
+    assert ask(served.client, PROMPTS[3]) == alone(PROMPTS[3])
+
+
 def test_a_slow_rank(served: Served, alone: Callable[..., str]) -> None:
     """A rank that does nothing for some seconds delays an answer, and that is all."""
     chunks = stream(served.client, PROMPTS[0], max_tokens=400)
@@ -198,18 +207,38 @@ def test_restarts_are_counted(tmp_path: Path, model: Path) -> None:
         assert arguments[0] == "status" or done.returncode == 0, done.stderr
         return done.stdout
 
-    run("start", "--port", "0", "--hosts", str(write_hosts(tmp_path, 2)), str(model))
-    (before,) = json.loads(run("status", "--json"))
-    assert (before["status"], before["restarts"]) == ("running", 0)
-    everyone = psutil.Process(before["pid"]).children(recursive=True)
-    Served(psutil.Process(before["pid"]), "", tmp_path).ranks()[1].kill()
-    psutil.wait_procs(everyone, 10)
-    until = time.monotonic() + 20
-    while (state := json.loads(run("status", "--json"))[0])["status"] != "running":
-        assert time.monotonic() < until, state
-    assert (state["restarts"], state["base_url"]) == (1, before["base_url"])
-    assert "ranks started again: 1" in run("status")
-    run("stop")
+    try:
+        run("start", "--port", "0", "--hosts", str(write_hosts(tmp_path, 2)), str(model))
+        (before,) = json.loads(run("status", "--json"))
+        assert (before["status"], before["restarts"]) == ("running", 0)
+        everyone = psutil.Process(before["pid"]).children(recursive=True)
+        Served(psutil.Process(before["pid"]), "", tmp_path).ranks()[1].kill()
+        psutil.wait_procs(everyone, 10)
+        until = time.monotonic() + 20
+        while (state := json.loads(run("status", "--json"))[0])["status"] != "running":
+            assert time.monotonic() < until, state
+        assert (state["restarts"], state["base_url"]) == (1, before["base_url"])
+        assert "ranks started again: 1" in run("status")
+    finally:
+        run("stop")
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs(served: Served, alone: Callable[..., str]) -> None:
+    """A rank that is not heard of for ten seconds counts as lost, though its process and its connections stand."""
+    before = served.ranks()
+    chunks = stream(served.client, PROMPTS[0], max_tokens=4000)
+    next(chunks)
+    before[1].suspend()
+    begun = time.monotonic()
+    with pytest.raises(openai.APIError) as caught:
+        list(chunks)
+    assert caught.value.code == "engine_died"
+    assert 5 < time.monotonic() - begun < 20
+    psutil.wait_procs(before.values(), 20)
+    served.until_healthy()
+    assert ask(served.client, PROMPTS[3]) == alone(PROMPTS[3])
+    assert not any(rank.is_running() for rank in before.values())
 
 
 @pytest.mark.slow
