@@ -61,7 +61,8 @@ class Launch:
             (self._folder / "hosts.json").write_bytes(hosts.to_mlx())
             self._launcher = self._start(port)
         except OSError as error:
-            self._close()
+            self._server.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise ServerStartFailed(
                 f"The ranks cannot be started from {self._folder}: {error}.",
                 hint="Have TMPDIR name a folder with a short path that can be written.",
@@ -101,8 +102,13 @@ class Launch:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._launcher.pid, signal.SIGKILL)
         self._launcher.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
         self._printing.join(_LATE_S)
-        self._close()
+        # A program that ssh has left in the background may still hold it; closing would wait for that one.
+        pipes = [self._launcher.stdin, None if self._printing.is_alive() else self._launcher.stdout]
+        for pipe in filter(None, pipes):
+            with contextlib.suppress(OSError):
+                pipe.close()
 
     @property
     def last_words(self) -> str:
@@ -117,17 +123,9 @@ class Launch:
         return subprocess.Popen(  # noqa: S603 - MLX's
             [
                 *(sys.executable, "-c", "from mlx._distributed_utils.launch import main; main()"),  # `mlx.launch`
-                *("--hostfile", str(self._folder / "hosts.json"), "--starting-port", str(port)),
-                *(
-                    "--nccl-port",
-                    str(port),
-                    "--python",
-                    sys.executable,
-                    "--",
-                    "-m",
-                    "lib_mlx.rank",
-                    str(self._folder / "control"),
-                ),
+                *("--hostfile", str(self._folder / "hosts.json")),
+                *("--starting-port", str(port), "--nccl-port", str(port)),
+                *("--", sys.executable, "-m", "lib_mlx.rank", str(self._folder / "control")),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -155,11 +153,3 @@ class Launch:
             if self._launcher.stdin is not None:
                 self._launcher.stdin.write(_STUFFING)
                 self._launcher.stdin.flush()
-
-    def _close(self) -> None:
-        self._server.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        for pipe in (self._launcher.stdin, self._launcher.stdout) if hasattr(self, "_launcher") else ():
-            with contextlib.suppress(OSError):
-                if pipe is not None:
-                    pipe.close()

@@ -64,7 +64,7 @@ def test_the_launcher() -> None:
     """It takes these options, starts 127.0.0.1 without ssh, sets these variables and tells of ranks so."""
     run = [sys.executable, "-c", "from mlx._distributed_utils.launch import main; main()", "--help"]
     said = subprocess.run(run, capture_output=True, text=True, timeout=60, check=True).stdout
-    for option in ("--hostfile", "--starting-port", "--nccl-port", "--python"):
+    for option in ("--hostfile", "--starting-port", "--nccl-port"):
         assert option in said
     source = inspect.getsource(launch)
     for text in ('== "127.0.0.1"', "export MLX_RANK=", '"MLX_HOSTFILE"', "Node with rank {rank} exited with code"):

@@ -43,19 +43,17 @@ def served(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Se
     stop(running)
 
 
-@pytest.mark.parametrize(("rank", "busy"), [(0, True), (1, True), (1, False)])
-def test_a_lost_rank(served: Served, alone: Callable[..., str], rank: int, busy: bool) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_lost_rank(served: Served, alone: Callable[..., str], rank: int) -> None:
     """A rank that is killed ends the requests; the service comes back at the same address, and says so."""
     before = served.ranks()
-    chunks = stream(served.client, PROMPTS[0], max_tokens=4000) if busy else None
-    if chunks:
-        next(chunks)
+    chunks = stream(served.client, PROMPTS[0], max_tokens=4000)
+    next(chunks)
     before[rank].kill()
-    if chunks:
-        with pytest.raises((openai.APIError, httpx2.HTTPError)) as caught:
-            list(chunks)
-        if rank:
-            assert caught.value.code == "engine_died"
+    with pytest.raises((openai.APIError, httpx2.HTTPError)) as caught:
+        list(chunks)
+    if rank:
+        assert caught.value.code == "engine_died"
     psutil.wait_procs(before.values(), 10)
     served.until_healthy()
     assert not set(before.values()) & set(served.ranks().values())
@@ -64,7 +62,7 @@ def test_a_lost_rank(served: Served, alone: Callable[..., str], rank: int, busy:
 
 
 def test_a_lost_launcher(served: Served, alone: Callable[..., str]) -> None:
-    """When MLX's launcher is killed its ranks end with it, and all are started again."""
+    """When MLX's launcher is killed, with nothing to do, its ranks end with it, and all are started again."""
     before = served.everyone()
     psutil.Process(served.process.pid).children()[0].kill()
     assert not psutil.wait_procs(before, 10)[1]
@@ -101,13 +99,12 @@ def test_a_stop_in_mid_stream(tmp_path: Path, model: Path) -> None:
     served.client.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_at_the_start(tmp_path: Path, model: Path, number: int) -> None:
-    """A stop while ranks are being started ends them at once."""
+def test_a_stop_at_the_start(tmp_path: Path, model: Path) -> None:
+    """Ctrl-C while ranks are being started ends them at once."""
     served = begin(tmp_path, model, write_hosts(tmp_path, 2), "--port", "0")
     served.until_begun(2)
     begun = time.monotonic()
-    stop(served, number)
+    stop(served, signal.SIGINT)
     assert time.monotonic() - begun < 5
 
 
