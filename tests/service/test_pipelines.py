@@ -12,6 +12,7 @@ import pytest
 import lib_mlx
 from lib_mlx.generation import SamplingParams
 from lib_mlx.models.checkpoint import inspect
+from tests.checkpoints.mixture import build_mixture
 from tests.checkpoints.tiny import build_tiny
 from tests.service.divided import PROMPTS, Served, ask, begin, start, stop, stream, write_hosts
 
@@ -27,12 +28,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny(path, spread=0.3, model_type="qwen2", layers=5)
 
 
-@pytest.fixture(scope="module")
-def said(checkpoint: Path) -> dict[str, str]:
-    """What it says in one process, by prompt."""
+def answers(checkpoint: Path) -> dict[str, str]:
+    """What a model says in one process, by prompt."""
     options: dict[str, Any] = {"max_tokens": 12, "sampling": SamplingParams(temperature=0)}
     with lib_mlx.load_model(checkpoint, cpu_weights="float32") as alone:
         return {prompt: alone.generate(prompt, **options).text for prompt in PROMPTS}
+
+
+@pytest.fixture(scope="module")
+def said(checkpoint: Path) -> dict[str, str]:
+    """What it says in one process."""
+    return answers(checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +79,16 @@ def test_a_lost_rank(served: Served, said: dict[str, str]) -> None:
     psutil.wait_procs(before.values(), 10)
     served.until_healthy()
     assert ask(served.client, PROMPTS[3]) == said[PROMPTS[3]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["pipeline", "tensor"])
+def test_a_mixture_of_experts(tmp_path: Path, sharding: str) -> None:
+    """A DeepSeek can be divided either way."""
+    path = build_mixture(tmp_path / "tiny")
+    served = start(tmp_path, path, 2, "--port", "0", sharding=sharding)
+    assert {prompt: ask(served.client, prompt) for prompt in PROMPTS} == answers(path)
+    stop(served)
 
 
 def test_layers_that_cannot_be_dealt_out(tmp_path: Path, model: Path) -> None:
