@@ -29,6 +29,7 @@ LibMlxError
 ├── EngineDied             engine_died             503  the process that ran the model has ended
 ├── ModelLoading           model_loading           503  the model is not ready yet
 ├── ShuttingDown           shutting_down           503  the server or process is stopping
+├── Draining               draining                503  the server finishes what runs and takes nothing new
 ├── InsufficientMemory     insufficient_memory     507  the model or request does not fit into memory
 ├── DiskFull               disk_full               507  there is no room left on the disk
 ├── UnsupportedModel       unsupported_model       400  the checkpoint's architecture or format is not supported
@@ -232,6 +233,12 @@ class ShuttingDown(LibMlxError):
     """The server or the process is stopping."""
 
     code, http_status = "shutting_down", 503
+
+
+class Draining(LibMlxError):
+    """The server finishes what runs and takes nothing new."""
+
+    code, http_status = "draining", 503
 
 
 class InsufficientMemory(LibMlxError):

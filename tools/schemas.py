@@ -34,6 +34,7 @@ _HTTP = {
     "model.response": http.ModelObject,
     "status.response": http.ServerReport,
     "cancel.response": http.CancelledRequest,
+    "drain.response": http.Drain,
     "event.model": http.ModelObject,
     "event.handle": Status,
 }

@@ -13,7 +13,7 @@ import typer
 from lib_mlx.cli.completion import model_names
 
 if TYPE_CHECKING:
-    from lib_mlx.service.server import RunningServer
+    from lib_mlx.service.server import ServerAddress
 
 Models = Annotated[
     list[str] | None,
@@ -23,6 +23,10 @@ Host = Annotated[str | None, typer.Option(help="Address to bind; only loopback u
 Port = Annotated[int | None, typer.Option(help="8642 if not configured; 0 picks a free one.")]
 Uds = Annotated[str | None, typer.Option(help="Listen on this Unix socket instead.")]
 ApiKey = Annotated[str | None, typer.Option(help="What clients must send; 'auto' makes one up.")]
+Hosts = Annotated[
+    Path | None,
+    typer.Option(help="Divide MODEL among the machines of this file, mlx.launch's; the first is this one."),
+]
 Config = Annotated[Path | None, typer.Option(help="A configuration file instead of the one that is found.")]
 
 
@@ -37,12 +41,14 @@ def overrides(
     return chosen
 
 
-def as_arguments(chosen: dict[str, Any], config: Path | None) -> list[str]:
+def as_arguments(chosen: dict[str, Any], config: Path | None, hosts: Path | None = None) -> list[str]:
     """Return the arguments that say the same again, from any directory."""
     arguments = [str(model["path"]) for model in chosen.get("models", {}).values()]
     for key, value in chosen["server"].items():
         arguments += [f"--{key.replace('_', '-')}", str(value)]
-    return [*arguments, *(["--config", str(config.resolve())] if config else [])]
+    for key, file in (("--config", config), ("--hosts", hosts)):
+        arguments += [key, str(file.resolve())] if file else []
+    return arguments
 
 
 def _name(model: str) -> str:
@@ -53,7 +59,7 @@ def _path(model: str) -> str:
     return os.path.abspath(model) if os.path.exists(model) else model  # noqa: PTH100, PTH110 - Path() loses "./"
 
 
-def serve(
+def serve(  # noqa: PLR0917 - typer makes options of them
     models: Models = None,
     host: Host = None,
     port: Port = None,
@@ -63,6 +69,7 @@ def serve(
     ready_json: Annotated[
         bool, typer.Option("--ready-json", help="Print one line of JSON when it is ready, and nothing else.")
     ] = False,
+    hosts: Hosts = None,
     service: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Serve models until Ctrl-C. What is not named here is loaded when it is first asked for."""
@@ -78,18 +85,24 @@ def serve(
     log = None
     if service is not None:
         log = open_log(str(log_path(service)), settings.service.log_level, max_bytes=settings.service.log_bytes)
-    run(settings, as_arguments(chosen, config), service, _tell_json if ready_json else _tell)
+    arguments, tell = as_arguments(chosen, config, hosts), _tell_json if ready_json else _tell
+    if hosts is None:
+        run(settings, arguments, service, tell)
+    else:
+        from lib_mlx.service.ranks import run_ranks
+
+        run_ranks(settings, arguments, service, tell, hosts.resolve())
     if log is not None:
         log.close()
 
 
-def _tell_json(server: RunningServer) -> None:
-    ready = {"base_url": server.base_url, "pid": os.getpid(), "uds": server.listener.uds, "api_key": server.api_key}
+def _tell_json(server: ServerAddress) -> None:
+    ready = {"base_url": server.base_url, "pid": os.getpid(), "uds": server.uds, "api_key": server.api_key}
     typer.echo(json.dumps(ready))
 
 
-def _tell(server: RunningServer) -> None:
-    typer.echo(f"Serving at {server.listener.uds or server.base_url} (Ctrl-C stops). For clients:")
+def _tell(server: ServerAddress) -> None:
+    typer.echo(f"Serving at {server.uds or server.base_url} (Ctrl-C stops). For clients:")
     for line in environment_lines(server.base_url, server.api_key):
         typer.echo(f"  {line}")
 

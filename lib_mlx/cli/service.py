@@ -27,6 +27,7 @@ def start(
     uds: serve.Uds = None,
     api_key: serve.ApiKey = None,
     config: serve.Config = None,
+    hosts: serve.Hosts = None,
     name: Name = DEFAULT,
 ) -> None:
     """Start a server in the background; returns when it is healthy, or says why it is not."""
@@ -35,7 +36,7 @@ def start(
 
     chosen = serve.overrides(models, host, port, uds, api_key)
     settings = load_settings(chosen, file=config)  # what is wrong with them is told here, and not by a log
-    arguments = serve.as_arguments(chosen, config_file(config))  # it runs in another directory
+    arguments = serve.as_arguments(chosen, config_file(config), hosts)  # it runs in another directory
     state, started = control.start(name, arguments, settings.service.start_timeout_s)
     _tell_running(state, "Started" if started else "Already running")
 
@@ -83,6 +84,8 @@ def status(
         line = f"{state.name:12} {state.status:9}"
         if state.status == "running":
             line += f" {state.uds or state.base_url} (pid {state.pid})"
+            if state.restarts:
+                line += f", ranks started again: {state.restarts}"
         elif state.status == "crashed":
             line += f" process {state.pid} is gone and has not said why: lib-mlx logs --name {state.name}"
         elif state.error is not None:

@@ -18,6 +18,7 @@ def install(
     uds: serve.Uds = None,
     api_key: serve.ApiKey = None,
     config: serve.Config = None,
+    hosts: serve.Hosts = None,
     name: Name = DEFAULT,
 ) -> None:
     """Write a unit for the user's own service manager, and print the command that starts it."""
@@ -26,7 +27,7 @@ def install(
 
     chosen = serve.overrides(models, host, port, uds, api_key)
     load_settings(chosen, file=config)
-    path = units.install(name, serve.as_arguments(chosen, config_file(config)))
+    path = units.install(name, serve.as_arguments(chosen, config_file(config), hosts))
     typer.echo(f"{path} is written. To start it, now and at every login:")
     typer.echo(f"  {units.start_command(name)}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lib_mlx.engine.job import unloading
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import ModelNotFound
+from lib_mlx.errors import ModelNotFound, UnsupportedFeature
 from lib_mlx.models.adapters import check_swappable, swap_adapter
 
 if TYPE_CHECKING:
@@ -27,13 +27,23 @@ class AdapterSwitch:
         scheduler: of its requests.
         config: names them.
         changed: called on the engine thread when the model is no longer as it was loaded.
+        fixed: whether the model is a GUI-Actor, whose own lane does not wait for a change.
     """
 
-    def __init__(self, network: Any, scheduler: Scheduler, config: EngineConfig, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        network: Any,
+        scheduler: Scheduler,
+        config: EngineConfig,
+        changed: Callable[[], None],
+        *,
+        fixed: bool = False,
+    ) -> None:
         self._held = [network]  # emptied at the end, on the engine thread
         self._scheduler = scheduler
         self._known = dict(config.adapters)
         self._changed = changed
+        self._fixed = fixed
         self._lock = threading.Lock()
         self._waiting: Future[None] | None = None
         self.current = config.adapter_path
@@ -46,6 +56,12 @@ class AdapterSwitch:
 
     def use(self, name: str | None) -> None:
         """Have another adapter from the next request on, or none; see `EngineModel.set_adapter`."""
+        if self._fixed:
+            raise UnsupportedFeature(
+                "A GUI-Actor keeps the adapter that it was loaded with.",
+                hint="Load it again with another adapter_path.",
+                param="adapter",
+            )
         if name is not None and name not in self._known:
             known = ", ".join(map(repr, self._known)) or "none"
             raise ModelNotFound(f"The model has no adapter {name!r}.", hint=f"It has {known}.", param="adapter")

@@ -9,6 +9,7 @@ import mlx.core as mx
 
 from lib_mlx import memory
 from lib_mlx.engine import device
+from lib_mlx.engine.mirror import leading
 from lib_mlx.engine.scheduler import Scheduler
 from lib_mlx.engine.speculating import speculation
 from lib_mlx.engine.worker import get_worker
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lib_mlx.config import EngineConfig
     from lib_mlx.engine.media_encoder import MediaEncoder
     from lib_mlx.engine.prefix_store import PrefixStore
+    from lib_mlx.engine.rank_channel import Followers
     from lib_mlx.models.checkpoint import Checkpoint
     from lib_mlx.models.loader import LoadedTokenizer, Weights
     from lib_mlx.models.media_reader import MediaReader
@@ -120,6 +122,7 @@ def new_scheduler(
     store: PrefixStore | None,
     encoder: MediaEncoder | None,
     cancelled: Callable[[], bool],
+    ranks: Followers | None = None,
 ) -> Scheduler:
     """Return the lane of a model, with what `store` has kept. Engine thread only; raises as `speculation` does."""
     guesses = speculation(checkpoint, weights, config, _breathing(cancelled))
@@ -139,7 +142,7 @@ def new_scheduler(
         prefix_bytes=prefix_bytes,
         kv_bytes=kv_bytes,
         encoder=encoder,
-        new_batch=guesses.new_batch if guesses else None,
+        new_batch=leading(weights, ranks) if ranks else guesses.new_batch if guesses else None,
     )
     if store is not None:
         store.load(scheduler.prefixes)

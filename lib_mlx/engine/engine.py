@@ -5,20 +5,22 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from lib_mlx import memory
 from lib_mlx.config import EngineConfig, GenerationDefaults
 from lib_mlx.engine import heap
 from lib_mlx.engine.adapter_switch import AdapterSwitch
 from lib_mlx.engine.assembly import new_media, new_scheduler, new_store, new_weights
-from lib_mlx.engine.embedding import CHUNK, Embedder
+from lib_mlx.engine.embedding import Embedder
 from lib_mlx.engine.grounding import GroundingJob, PreparedGrounding
 from lib_mlx.engine.job import Job, unloading
 from lib_mlx.engine.pointing import open_pointing
 from lib_mlx.engine.preparation import RequestPreparer
+from lib_mlx.engine.text_embedder import TextEmbedder
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import Cancelled, LibMlxError, UnsupportedFeature
+from lib_mlx.errors import LibMlxError
+from lib_mlx.models import sharding
 from lib_mlx.models.loader import check_cancelled, load_tokenizer
 from lib_mlx.models.pooling import read_pooling
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from lib_mlx.engine.media_encoder import MediaEncoder
     from lib_mlx.engine.pointing import Pointing
     from lib_mlx.engine.prefix_store import PrefixStore
+    from lib_mlx.engine.rank_channel import Followers
     from lib_mlx.engine.scheduler import Scheduler
     from lib_mlx.generation import GenerationRequest
     from lib_mlx.models.checkpoint import Checkpoint
@@ -41,10 +44,8 @@ if TYPE_CHECKING:
 
     Prepared = PreparedRequest | PreparedGrounding
 AnyJob = Job | GroundingJob
-T = TypeVar("T")
 J = TypeVar("J", Job, GroundingJob)
 _UNWINDING_S = 0.005  # between two looks whether an image is still being encoded
-_SUSPENDED_S = 0.1  # between two looks whether a model is still suspended
 _UNKNOWN_CONTEXT = 8192  # tokens, for a checkpoint that states no context length
 _TOKENIZER_SHARE = 0.1  # of the progress of a load
 
@@ -89,9 +90,11 @@ class EngineModel:
         self._encoder = encoder
         self._pointing = pointing
         self._scheduler = scheduler
-        self._embedder = Embedder(weights.network, read_pooling(checkpoint.path))
+        embedder = Embedder(weights.network, read_pooling(checkpoint.path))
+        self._embedder = TextEmbedder(embedder, self._preparer, self._resting)
         self._store = store
-        self.adapters = AdapterSwitch(weights.network, scheduler, config, self._forget_store)
+        fixed = pointing is not None
+        self.adapters = AdapterSwitch(weights.network, scheduler, config, self._forget_store, fixed=fixed)
         self._closed = self._released = False  # written by the engine thread alone
 
     @property
@@ -208,12 +211,6 @@ class EngineModel:
             ShuttingDown: the model is being unloaded.
         """
         self._refuse_if_closed()
-        if self._pointing is not None:  # whose lane does not wait for a change
-            raise UnsupportedFeature(
-                "A GUI-Actor keeps the adapter that it was loaded with.",
-                hint="Load it again with another adapter_path.",
-                param="adapter",
-            )
         self.adapters.use(name)
 
     def embed(
@@ -226,18 +223,11 @@ class EngineModel:
         Raises:
             ContextLengthExceeded: it is longer than the context, and `truncate` does not allow to cut it.
             InvalidArgument: it has no token, or one that is not in the vocabulary.
-            UnsupportedFeature: the model has no embeddings.
+            UnsupportedFeature: the model has no embeddings, or is one rank's part.
             Cancelled, ShuttingDown: `cancelled` said so, or the model is being unloaded.
         """
         self._refuse_if_closed()
-        tokens = self._preparer.encode(text, truncate=truncate)
-        embedding = self._evaluate(cancelled, self._embedder.begin)
-        try:
-            for at in range(0, len(tokens), CHUNK):
-                self._evaluate(cancelled, self._embedder.take, embedding, tokens[at : at + CHUNK])
-            return self._evaluate(cancelled, self._embedder.finish, embedding), len(tokens)
-        finally:
-            get_worker().run(embedding.clear)
+        return self._embedder.embed(text, truncate=truncate, cancelled=cancelled)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`, special ones included."""
@@ -264,6 +254,25 @@ class EngineModel:
         """End every request and give the memory back. Requests that come later end with `shutting_down`."""
         while not get_worker().run(self._close):
             time.sleep(_UNWINDING_S)
+
+    def abandon(self, error: LibMlxError, timeout_s: float) -> None:
+        """End every request with `error`, even if the engine thread waits in vain. The model is of no use then.
+
+        Blocks for `timeout_s` at most, seconds in which that thread may come back.
+        """
+
+        def fail() -> None:
+            self._closed = True
+            for lane in self._lanes:
+                get_worker().discard(lane)
+                lane.fail_all(error)
+                _deliver(lane.step())
+
+        try:
+            get_worker().submit(fail).result(timeout_s)
+        except TimeoutError:
+            self._closed = True
+            _deliver(self._scheduler.abandon(error))
 
     def _forget_store(self) -> None:
         """Keep nothing across restarts any more: the next load does not begin as the model is now."""
@@ -297,19 +306,9 @@ class EngineModel:
     def _lanes(self) -> list[Scheduler | GroundingLane]:
         return [self._scheduler, *([self._pointing.lane] if self._pointing else [])]
 
-    def _evaluate(self, cancelled: Callable[[], bool], work: Callable[..., T], *args: Any) -> T:
-        """Call `work` on the engine thread, when the model is not suspended."""
-
-        def attempt() -> tuple[T] | None:
-            self._refuse_if_closed()
-            return None if self._scheduler.suspended else (work(*args),)
-
-        while not cancelled():
-            done = get_worker().run(attempt)
-            if done is not None:
-                return done[0]
-            time.sleep(_SUSPENDED_S)
-        raise Cancelled("The request was cancelled.")
+    def _resting(self) -> bool:
+        self._refuse_if_closed()
+        return self._scheduler.suspended
 
     def _set_suspended(self, value: bool) -> None:
         self._refuse_if_closed()
@@ -335,6 +334,7 @@ def load(
     *,
     progress: Callable[[float, str], None] = lambda _fraction, _stage: None,
     cancelled: Callable[[], bool] = lambda: False,
+    ranks: Followers | None = None,
 ) -> EngineModel:
     """Load `checkpoint`: the weights on the engine thread, the tokenizer meanwhile on another. Blocks.
 
@@ -343,6 +343,7 @@ def load(
         config: how to run it.
         progress: told the fraction done (0 to 1) and the stage, from several threads.
         cancelled: asked every 64 MiB.
+        ranks: the other ranks, if this process is rank 0 of several.
 
     Raises:
         InsufficientMemory, LoadCancelled, CorruptModel, UnsupportedModel: see `lib_mlx.errors`.
@@ -351,7 +352,7 @@ def load(
     """
     worker = get_worker()
     check_cancelled(cancelled)
-    memory.check_fits(checkpoint.weight_bytes, f"The model {checkpoint.path.name!r}")
+    memory.check_fits(checkpoint.weight_bytes // sharding.ranks(), f"The model {checkpoint.path.name!r}")
     if checkpoint.has_towers:
         progress(0.0, "importing")
         import_mlx_vlm(checkpoint)  # before, not beside the tokenizer: transformers cannot be imported by two threads
@@ -371,7 +372,7 @@ def load(
         media, encoder = new_media(checkpoint, tokenizer, loaded, config)
         pointing = open_pointing(checkpoint, tokenizer, loaded, media, encoder)
         eos = frozenset(tokenizer.wrapper.eos_token_ids)
-        scheduler = worker.run(new_scheduler, checkpoint, loaded, eos, config, store, encoder, cancelled)
+        scheduler = worker.run(new_scheduler, checkpoint, loaded, eos, config, store, encoder, cancelled, ranks)
         model = EngineModel(
             checkpoint,
             tokenizer,

@@ -18,7 +18,7 @@ from lib_mlx.engine.logprobs import LogprobCollector
 from lib_mlx.engine.output_parser import REASONING, TOOL, OutputParser
 from lib_mlx.engine.reasoning_limit import ReasoningLimiter
 from lib_mlx.engine.sampling import GREEDY, make_processors, make_sampler
-from lib_mlx.errors import Internal, LibMlxError, ShuttingDown
+from lib_mlx.errors import EngineDied, Internal, LibMlxError, ShuttingDown
 from lib_mlx.generation import Delta, Failed, Finished, FinishReason, Timings, ToolCallDelta, Usage
 
 if TYPE_CHECKING:
@@ -271,5 +271,7 @@ def unloading() -> ShuttingDown:
 
 
 def internal_error(error: BaseException) -> LibMlxError:
-    """Return a defect as the error a client sees."""
+    """Return a defect, or the end of what the model runs on, as the error a client sees."""
+    if isinstance(error, EngineDied):
+        return error.copy()
     return Internal(f"Generation failed: {type(error).__name__}: {error}.", hint="Please report this.")

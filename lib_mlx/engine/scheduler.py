@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -21,6 +20,7 @@ from lib_mlx.engine.kv_budget import KVBudget
 from lib_mlx.engine.prefill_pace import PrefillPace
 from lib_mlx.engine.prefix_cache import PrefixCache, agreement
 from lib_mlx.engine.serial import SerialGenerator
+from lib_mlx.engine.turns import Turns
 from lib_mlx.errors import InsufficientMemory
 from lib_mlx.models.kv_cache import new_cache
 from lib_mlx.models.upstream import BatchGenerator, StopSequences
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lib_mlx.engine.event_stream import Batch, EventStream
     from lib_mlx.engine.media_encoder import EncodingJob, MediaEncoder
+    from lib_mlx.engine.mirror import LeadingGenerator
     from lib_mlx.errors import LibMlxError
     from lib_mlx.models.kv_cache import CacheKind, KVCache
 
@@ -38,7 +39,6 @@ log = logging.getLogger(__name__)
 
 _PREFILLS = 4  # prompts processed side by side; more if one step does all of them
 _SHARED = 16  # tokens that are worth waiting for another prompt that begins with them
-_AGEING = 2.0  # seconds of prompt processing that one second of waiting makes up for
 
 
 class Scheduler:
@@ -67,7 +67,7 @@ class Scheduler:
         prefix_bytes: int = 0,
         kv_bytes: int | None = None,
         encoder: MediaEncoder | None = None,
-        new_batch: Callable[[], SerialGenerator] | None = None,
+        new_batch: Callable[[], SerialGenerator | LeadingGenerator] | None = None,
     ) -> None:
         self.suspended = False
         self._encoder = encoder
@@ -79,8 +79,7 @@ class Scheduler:
         self._max_rows = max_rows
         self._pace = PrefillPace(prefill_rate)
         self._waiting: list[Job] = []
-        self._turn = 0  # counts the requests that were started
-        self._turns: dict[str, int] = {}  # by client: when its last one was, or when it came
+        self._turns = Turns()
         self._prefilling: dict[int, int] = {}  # by uid: prompt tokens to process, before the last
         self._jobs: dict[int, Job] = {}  # by uid, those given to the generator
         self._change: Callable[[], None] | None = None  # what waits till none of them is left
@@ -106,7 +105,7 @@ class Scheduler:
     def add(self, job: Job) -> None:
         """Take `job` in, to be prefilled when its turn comes."""
         self._waiting.append(job)
-        self._turns.setdefault(job.request.client, self._turn)
+        self._turns.come(job.request.client)
 
     def change(self, work: Callable[[], None]) -> None:
         """Run `work`, which changes the network and must not raise, when the requests under way have ended.
@@ -119,6 +118,11 @@ class Scheduler:
         """End every request with `error` at the next step."""
         for job in self._everyone():
             job.cancel(error)
+
+    def abandon(self, error: LibMlxError) -> list[tuple[EventStream, Batch]]:
+        """Return the ends of all requests, for an engine thread that does not come back. Any thread."""
+        self.fail_all(error)
+        return [_failure(job) for job in [*self._jobs.values(), *self._waiting]]
 
     def step(self) -> list[tuple[EventStream, Batch]]:
         """Advance every row by one token and the prompts by one chunk. Never raises."""
@@ -209,7 +213,9 @@ class Scheduler:
     def _admit(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Give the generator waiting prompts, those of the client whose turn it is first."""
         while len(self._jobs) < self._max_rows:
-            job = next((job for job in self._in_turn() if not self._leader(job)), None)
+            free = [job for job in self._waiting if not job.held_back]
+            in_turn = self._turns.order(free, self._jobs.values(), self._pace.rate)
+            job = next((job for job in in_turn if not self._leader(job)), None)
             if job is None:
                 return
             if len(self._prefilling) >= _PREFILLS and not self._fits_one_step(job):
@@ -227,31 +233,6 @@ class Scheduler:
                 log.exception("a request could not be started")
                 job.cancel(internal_error(error))
             out.append(_failure(job))
-
-    def _in_turn(self) -> list[Job]:
-        """Return the waiting prompts in the order in which to begin them.
-
-        First come clients of which fewer run, or whose last one was begun longer ago; one that has just come is
-        treated as if that were now, lest newcomers keep others waiting for ever. Of a client's own the shortest goes
-        first, but for how long they have waited.
-        """
-        running = Counter(job.request.client for job in self._jobs.values())
-        credit = _AGEING * self._pace.rate
-
-        def place(job: Job) -> tuple[int, int, float]:
-            client = job.request.client
-            return running[client], self._turns[client], job.length - credit * job.age
-
-        return sorted((job for job in self._waiting if not job.held_back), key=place)
-
-    def _take_turn(self, client: str) -> None:
-        """Note that a request of `client` begins, and forget clients who have none."""
-        self._turn += 1
-        self._turns[client] = self._turn
-        everyone = self._everyone()
-        if len(self._turns) > 2 * len(everyone) + 64:
-            present = {job.request.client for job in everyone if isinstance(job, Job)}
-            self._turns = {client: turn for client, turn in self._turns.items() if client in present}
 
     def _fits_one_step(self, job: Job) -> bool:
         """Whether the prompts under way and that of `job` take one step: together they join the batch only once."""
@@ -343,7 +324,8 @@ class Scheduler:
         job.start(cached)
         self._prefilling[uid] = len(tokens) - cached - 1
         self._jobs[uid] = job
-        self._take_turn(job.request.client)
+        self._turns.take(job.request.client)
+        self._turns.forget([job for job in self._everyone() if isinstance(job, Job)])
 
     def _end_failed(self, out: list[tuple[EventStream, Batch]]) -> None:
         """Take out the requests that were cancelled or failed, and tell their streams."""
@@ -379,7 +361,9 @@ class Scheduler:
 
     def _remember(self, job: Job, tokens: Sequence[int] | None, cache: KVCache | None) -> None:
         if tokens and cache and self.prefixes.max_bytes:
-            kept = [layer for layer in cache if not isinstance(layer, RowState)]  # each request has its own
+            kept = cache
+            if self._encoder is not None:
+                kept = [layer for layer in cache if not isinstance(layer, RowState)]  # each request has its own
             mx.eval([layer.state for layer in kept])  # else it holds on to the whole batch it was cut from
             self.prefixes.store(tokens, kept, job.request.cache_salt)
 

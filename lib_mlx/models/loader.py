@@ -82,6 +82,7 @@ def load_weights(
     """
     import mlx.core as mx
 
+    from lib_mlx.models import sharding
     from lib_mlx.models.adapters import load_adapter
     from lib_mlx.models.cpu_weights import prepare_for_cpu, weight_kind
 
@@ -97,7 +98,9 @@ def load_weights(
         device: Device = "cpu" if mx.default_device().type == mx.DeviceType.cpu else "gpu"
         done = 0.0
         language = vision.language if vision else network
-        if device == "cpu":
+        if device == "cpu" and sharding.group() is not None:
+            network.set_dtype(mx.float32)  # half precision is slower; our own layers know nothing of ranks
+        elif device == "cpu":
             done = prepare_for_cpu(language, cpu_weights, progress, lambda: check_cancelled(cancelled))
             if vision:
                 vision.widen_towers()
@@ -160,7 +163,10 @@ def _read_network(checkpoint: Checkpoint) -> tuple[Any, VisionNetwork | None]:
 
         vision = vision_network.load_network(checkpoint)
         return vision, vision
-    return load_text_network(checkpoint), None
+    from lib_mlx.models import sharding
+
+    network = load_text_network(checkpoint)
+    return (network if sharding.group() is None else sharding.divide(network, checkpoint)), None
 
 
 def _load_error(checkpoint: Checkpoint, error: Exception) -> LibMlxError:

@@ -9,7 +9,7 @@ from typing_extensions import TypedDict  # pydantic reads this one on every Pyth
 from lib_mlx.errors import ErrorObject
 from lib_mlx.registry.slot import State
 
-HealthStatus = Literal["ok", "stopping", "suspended", "stalled", "failed"]
+HealthStatus = Literal["ok", "stopping", "draining", "suspended", "stalled", "failed"]
 
 
 class Live(TypedDict):
@@ -99,6 +99,15 @@ class ServerReport(TypedDict):
     memory: Memory
     queue: Queue
     cache: Cache
+
+
+class Drain(TypedDict):
+    """`POST /v1/drain`, `DELETE /v1/drain`."""
+
+    object: Literal["drain"]
+    draining: bool
+    in_flight: int
+    """Requests running and waiting, which are finished."""
 
 
 class CancelledRequest(TypedDict):

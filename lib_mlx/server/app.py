@@ -62,7 +62,7 @@ def _middleware(config: ServerConfig) -> list[Middleware]:
                 allow_origins=listed_origins(config),
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
-                expose_headers=["X-Request-Id", "Retry-After"],
+                expose_headers=["X-Request-Id", "Retry-After", "X-Prefix-Hash"],
             )
         )
     if config.api_key is not None:

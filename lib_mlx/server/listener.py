@@ -90,6 +90,11 @@ class Listener:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
+    @property
+    def busy(self) -> bool:
+        """Whether a request is in flight. Any thread."""
+        return self._state.sessions.in_flight > 0
+
     def start(self) -> None:
         """Block until the server accepts connections.
 

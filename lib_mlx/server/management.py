@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from lib_mlx.server.answers import CancelledRequest, Health, HealthStatus, ServerReport
+    from lib_mlx.server.answers import CancelledRequest, Drain, Health, HealthStatus, ServerReport
     from lib_mlx.server.state import ServerState
 
 
@@ -41,6 +41,7 @@ async def health(request: Request) -> Response:
     stalled = any(entry.engine is not None and entry.engine.stalled for entry in models)
     states: dict[HealthStatus, bool] = {
         "stopping": state.sessions.closing,
+        "draining": state.sessions.draining,
         "suspended": state.registry.suspended,
         "stalled": stalled,
         "failed": any(entry.status == "failed" and entry.spec.pinned for entry in models),
@@ -106,6 +107,7 @@ async def metrics(request: Request) -> Response:
     gauges: dict[str, tuple[str, float]] = {
         "lib_mlx_requests_in_flight": ("Requests running and waiting.", state.sessions.in_flight),
         "lib_mlx_requests_waiting": ("Requests that wait for their turn.", _waiting(state)),
+        "lib_mlx_draining": ("Whether nothing new is taken, 1 or 0.", state.sessions.draining),
         "lib_mlx_queue_limit": ("The most requests in flight.", state.sessions.limit),
         "lib_mlx_models_memory_bytes": ("Memory of the loaded models' weights.", held),
         "lib_mlx_prefix_cache_hit_ratio": (
@@ -134,6 +136,23 @@ async def cancel_request(request: Request) -> Response:
     return JsonResponse(answer)
 
 
+async def drain(request: Request) -> Response:
+    """`POST /v1/drain`: take nothing new and finish what runs, until `DELETE /v1/drain`."""
+    return _drain(request, draining=True)
+
+
+async def end_drain(request: Request) -> Response:
+    """`DELETE /v1/drain`: take requests again."""
+    return _drain(request, draining=False)
+
+
+def _drain(request: Request, *, draining: bool) -> Response:
+    sessions = state_of(request).sessions
+    sessions.draining = draining
+    answer: Drain = {"object": "drain", "draining": draining, "in_flight": sessions.in_flight}
+    return JsonResponse(answer)
+
+
 def routes() -> list[Route]:
     """Return the routes."""
     return [
@@ -143,5 +162,7 @@ def routes() -> list[Route]:
         Route("/v1/status", status, methods=["GET"]),
         Route("/v1/events", events, methods=["GET"]),
         Route("/metrics", metrics, methods=["GET"]),
+        Route("/v1/drain", drain, methods=["POST"]),
+        Route("/v1/drain", end_drain, methods=["DELETE"]),
         Route("/v1/requests/{id}", cancel_request, methods=["DELETE"]),
     ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 
 from lib_mlx.server.fields import new_id
+from lib_mlx.server.prefix_hash import HEADER
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -50,6 +51,8 @@ class RequestIdMiddleware:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
                 headers["Request-Id"] = request_id  # where Anthropic's clients look
+                if known := scope["state"].get("prefix_hash"):
+                    headers[HEADER] = known
             await send(message)
 
         await self.app(scope, receive, send_with_id)

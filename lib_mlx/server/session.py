@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lib_mlx.engine.event_stream import Choices, LoopOutlet
-from lib_mlx.errors import Cancelled, Internal, ModelNotFound, ShuttingDown, Suspended
+from lib_mlx.errors import Cancelled, Draining, Internal, ModelNotFound, ShuttingDown, Suspended
 from lib_mlx.generation import Failed, Finished
 from lib_mlx.server.admission import Admission
 from lib_mlx.server.fields import new_id
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _EMBEDDING_THREADS = 4  # they wait for the engine
+_DRAINING_S = 1  # till clients may ask again: another server, behind a balancer
 
 
 class Sessions:
@@ -40,6 +41,8 @@ class Sessions:
         self._open: dict[str, Session] = {}
         self._waiting: dict[asyncio.Future[Any], Callable[[], LibMlxError] | None] = {}
         """With why each was ended by us, if it was."""
+        self.draining = False
+        """Whether nothing new is taken, while what was is finished."""
         self._closing = False
         self._fail_suspended = fail_suspended
         # Templates and tokenisers take CPU time and one lock per model: one thread, off the loop.
@@ -70,7 +73,7 @@ class Sessions:
             keep_alive_s: when to unload the model afterwards; None: as it is configured.
 
         Raises:
-            QueueFull, ShuttingDown, Suspended, ModelNotFound: it was not admitted.
+            QueueFull, Draining, ShuttingDown, Suspended, ModelNotFound: it was not admitted.
             LibMlxError: the model cannot be loaded, or refuses it.
         """
         async with self.lease(name) as lease:
@@ -87,9 +90,18 @@ class Sessions:
         return session
 
     @contextlib.asynccontextmanager
-    async def lease(self, name: str | None) -> AsyncIterator[KeptLease]:
-        """Admit a request and use its model, loaded first if need be; both end with the block unless kept."""
+    async def lease(self, name: str | None, *, tends: bool = False) -> AsyncIterator[KeptLease]:
+        """Admit a request and use its model, loaded first if need be; both end with the block unless kept.
+
+        One that `tends` to the model, and asks it nothing, is admitted also while the server drains.
+        """
         self._refuse_if_resting()
+        if self.draining and not tends:
+            raise Draining(
+                "The server finishes what it has begun and takes no more.",
+                hint="Ask another one, or this one when DELETE /v1/drain was sent.",
+                retry_after=_DRAINING_S,
+            )
         self._admission.enter()
         kept = None
         try:

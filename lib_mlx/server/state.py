@@ -11,6 +11,7 @@ from lib_mlx.generation import GenerationRequest
 from lib_mlx.server.image_fetcher import ImageFetcher
 from lib_mlx.server.news import News
 from lib_mlx.server.openai.response_store import ResponseStore
+from lib_mlx.server.prefix_hash import prefix_hash
 from lib_mlx.server.profiles import bounded, find_profile
 from lib_mlx.server.session import Sessions
 
@@ -65,6 +66,7 @@ class ServerState:
         client = f"user {user}" if user else f"connection {request.client}"
         wanted = [generation] if isinstance(generation, GenerationRequest) else generation
         requests = [replace(one, client=client) for one in wanted]
+        request.state.prefix_hash = prefix_hash(requests[0])
         if profile is not None:
             bounds = find_profile(profile, self.config.profiles)
             requests = [bounded(one, bounds) for one in requests]

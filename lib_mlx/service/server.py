@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 _LOOK_S = 0.05  # between two looks whether a model is loaded
 
 
+@dataclass(frozen=True)
+class ServerAddress:
+    """Where a server is, and what it wants to be told."""
+
+    base_url: str
+    uds: str | None
+    api_key: str | None
+
+
 @dataclass
 class RunningServer:
     """A server that accepts connections. `stop` it."""
@@ -36,6 +45,11 @@ class RunningServer:
     def base_url(self) -> str:
         """The root of the API."""
         return self.listener.base_url
+
+    @property
+    def address(self) -> ServerAddress:
+        """Where it is."""
+        return ServerAddress(self.base_url, self.listener.uds, self.api_key)
 
     def stop(self, deadline_s: float = 5.0) -> None:
         """End the streams with their terminal event, close, unload. Blocks."""
@@ -62,7 +76,7 @@ def start_server(settings: Settings) -> RunningServer:
     return RunningServer(listener, registry, config.api_key)
 
 
-def run(settings: Settings, arguments: list[str], name: str | None, on_ready: Callable[[RunningServer], None]) -> None:
+def run(settings: Settings, arguments: list[str], name: str | None, on_ready: Callable[[ServerAddress], None]) -> None:
     """Serve until SIGINT or SIGTERM, on the main thread. A server with a `name` keeps a state for other commands.
 
     `on_ready` is called when the models that are to be preloaded are ready.
@@ -70,7 +84,7 @@ def run(settings: Settings, arguments: list[str], name: str | None, on_ready: Ca
     Raises:
         LibMlxError: it could not be started, or one of these models not be loaded.
     """
-    stopping = _stopped_by_signals()
+    stopping = stopped_by_signals()
     state = ServiceState(name or "", "starting", os.getpid(), birth(os.getpid()), arguments=arguments)
     keep = write_state if name else _nothing
     keep(state)
@@ -82,7 +96,7 @@ def run(settings: Settings, arguments: list[str], name: str | None, on_ready: Ca
             uds = server.listener.uds
             state = replace(state, status="running", base_url=server.base_url, uds=uds, api_key=server.api_key)
             keep(state)
-            on_ready(server)
+            on_ready(server.address)
             stopping.wait()
         keep(replace(state, status="stopping"))
     except LibMlxError as error:
@@ -94,7 +108,8 @@ def run(settings: Settings, arguments: list[str], name: str | None, on_ready: Ca
     keep(replace(state, status="stopped", pid=None))
 
 
-def _stopped_by_signals() -> threading.Event:
+def stopped_by_signals() -> threading.Event:
+    """Return an event that SIGINT and SIGTERM set from now on. Main thread."""
     stopping = threading.Event()
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:

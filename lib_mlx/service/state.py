@@ -50,6 +50,8 @@ class ServiceState:
     """What it was started with, for a restart."""
     error: ErrorObject | None = None
     """Why it failed."""
+    restarts: int = 0
+    """How often the ranks of a model on several hosts were started again."""
 
     def to_json(self) -> dict[str, Any]:
         """Return what is told of it: not the key."""

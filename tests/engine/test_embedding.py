@@ -39,7 +39,7 @@ def test_chunks_make_no_difference(crafted: Path, tmp_path: Path, key: str, mode
     def states() -> np.ndarray:
         import mlx.core as mx
 
-        return np.array(loaded._embedder._network.model(mx.array([tokens]))[0].astype(mx.float32))
+        return np.array(loaded._embedder._embedder._network.model(mx.array([tokens]))[0].astype(mx.float32))
 
     try:
         vector, count = loaded.embed(tokens)

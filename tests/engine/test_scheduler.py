@@ -151,7 +151,7 @@ def test_waiting_makes_up_for_length(fresh: EngineModel, monkeypatch: pytest.Mon
     monkeypatch.setattr(scheduler, "_insert", watched)
     monkeypatch.setattr("lib_mlx.engine.scheduler._PREFILLS", 1)
     for patience in (0.0, 1e9):
-        monkeypatch.setattr("lib_mlx.engine.scheduler._AGEING", patience)
+        monkeypatch.setattr("lib_mlx.engine.turns._AGEING", patience)
         fresh.suspend()
         runs = [Run(fresh, "hello " + "x" * length, max_tokens=1) for length in (900, 10)]
         fresh.resume()

@@ -98,7 +98,7 @@ async def _load_only(request: Request, body: GenerationFields, *, chat: bool) ->
         await _unload(state, name)
         answer = fold.empty("unload")
     else:
-        async with state.sessions.lease(name) as lease:
+        async with state.sessions.lease(name, tends=True) as lease:
             lease.keep_alive_s = body.keep_alive
         answer = fold.empty("load")
     if body.streamed:

@@ -59,7 +59,7 @@ async def load_model(request: Request) -> Response:
     body = await read_json(request, LoadRequest) if await _has_body(request) else LoadRequest()
     state, name = state_of(request), request.path_params["id"]
     if body.wait:
-        async with state.sessions.lease(name):
+        async with state.sessions.lease(name, tends=True):
             pass
     else:
         await asyncio.to_thread(state.registry.preload, name)
@@ -73,7 +73,7 @@ async def change_adapter(request: Request) -> Response:
     Answers when the requests under way have ended and the adapter is in place; the model is loaded if it is not.
     """
     body = await read_json(request, AdapterRequest)
-    async with state_of(request).sessions.lease(request.path_params["id"]) as kept:
+    async with state_of(request).sessions.lease(request.path_params["id"], tends=True) as kept:
         await asyncio.to_thread(kept.lease.engine.set_adapter, body.name)
     return JsonResponse(model_object(await _find(request)))
 

@@ -39,7 +39,7 @@ async function health() {
 }
 
 function showHealth(state, error) {
-  document.documentElement.dataset.health = { ok: "ok", suspended: "waiting", locked: "waiting" }[state] ?? "bad";
+  document.documentElement.dataset.health = { ok: "ok", draining: "waiting", suspended: "waiting", locked: "waiting" }[state] ?? "bad";
   const busy = status?.queue.in_flight ? `${status.queue.in_flight} in flight` : "ready";
   $("health-text").textContent = state === "ok" ? busy : state === "locked" ? "needs a key" : state;
   $("offline").hidden = error?.code !== "unreachable";

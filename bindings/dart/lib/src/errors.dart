@@ -85,6 +85,9 @@ extension type const LibMlxErrorCode(String value) implements String {
   /// The request's body is over the server's limit.
   static const payloadTooLarge = LibMlxErrorCode('payload_too_large');
 
+  /// The server finishes what runs and takes nothing new.
+  static const draining = LibMlxErrorCode('draining');
+
   /// As many requests are in flight as the server allows.
   static const queueFull = LibMlxErrorCode('queue_full');
 

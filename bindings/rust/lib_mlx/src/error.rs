@@ -154,6 +154,8 @@ codes! {
     Unauthorized = "unauthorized",
     /// No such route or object.
     NotFound = "not_found",
+    /// The server finishes what runs and takes nothing new.
+    Draining = "draining",
     /// As many requests are in flight as the server allows.
     QueueFull = "queue_full",
     /// The request was cancelled before it finished.

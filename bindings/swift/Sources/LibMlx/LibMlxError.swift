@@ -90,6 +90,8 @@ extension LibMlxError.Code {
     public static let modelBusy = Self(rawValue: "model_busy")
     /// The request's body is over the server's limit.
     public static let payloadTooLarge = Self(rawValue: "payload_too_large")
+    /// The server finishes what runs and takes nothing new.
+    public static let draining = Self(rawValue: "draining")
     /// As many requests are in flight as the server allows.
     public static let queueFull = Self(rawValue: "queue_full")
     /// The request was cancelled before it finished.
