@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from lib_mlx.cli.run import MaxTokens, ModelName, Seed, System, Temperature  # noqa: TC001 - typer reads them
+from lib_mlx.cli.run import Adapter, MaxTokens, ModelName, Seed, System, Temperature  # noqa: TC001 - typer reads them
 from lib_mlx.generation import Message, SamplingParams
 
 if TYPE_CHECKING:
@@ -118,12 +118,13 @@ def chat(
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     seed: Seed = None,
+    adapter: Adapter = None,
 ) -> None:
     """Talk with a model. /help lists the commands; Ctrl-C stops an answer, Ctrl-D ends."""
     from lib_mlx.cli.generate import load
 
     conversation = Conversation(system, SamplingParams(temperature=temperature, seed=seed), max_tokens)
-    with load(model) as loaded:
+    with load(model, adapter) as loaded:
         for line in _lines():
             if line.startswith("/"):
                 told = conversation.command(line)

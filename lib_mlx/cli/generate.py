@@ -23,13 +23,15 @@ _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _POLL_S = 0.05
 
 
-def load(name: str, **options: Any) -> Model:
+def load(name: str, adapter: Path | None = None, **options: Any) -> Model:
     """Load a model as the settings say; on a terminal its progress is shown on stderr. Ctrl-C cancels the load."""
     import lib_mlx
     from lib_mlx.cli.progress import loading_bar
     from lib_mlx.settings import load_settings
 
     configured = load_settings().load_config(name).model_dump(exclude_unset=True)
+    if adapter is not None:
+        options["adapter_path"] = str(adapter)
     model = lib_mlx.load_model(**{**configured, **options, "wait": False})
     try:
         with loading_bar() as show:

@@ -27,16 +27,19 @@ Sounds = Annotated[
     list[Path] | None,
     typer.Option("--audio", "-a", help="A sound that the text is about; may be given several times."),
 ]
+Adapter = Annotated[Path | None, typer.Option(help="The folder of an adapter, as `lib-mlx train` writes it.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
 
 
 def run(
     model: ModelName,
     prompt: Annotated[list[str] | None, typer.Argument(help="What to ask; stdin if it is left out.")] = None,
+    *,
     system: System = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
     seed: Seed = None,
+    adapter: Adapter = None,
     image: Images = None,
     audio: Sounds = None,
 ) -> None:
@@ -48,7 +51,7 @@ def run(
     if not text:
         raise typer.BadParameter("There is nothing to ask.")
     messages = [*([Message("system", system)] if system else []), question(text, image or (), audio or ())]
-    with load(model) as loaded:
+    with load(model, adapter) as loaded:
         _, finished = answer(loaded, messages, SamplingParams(temperature=temperature, seed=seed), max_tokens)
     if finished is None:
         raise typer.Exit(130)

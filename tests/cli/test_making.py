@@ -48,7 +48,22 @@ def test_train_and_fuse(
     run: Callable[..., subprocess.CompletedProcess[str]], tiny: Path, data: Path, tmp_path: Path
 ) -> None:
     """Progress and figures on stderr, the folder on stdout; the adapter goes into a model that runs."""
-    done = run("train", tiny, "--data", data, "--output", "out", "--steps", 8, "--rank", 4, "--max-tokens", 27)
+    done = run(
+        "train",
+        tiny,
+        "--data",
+        data,
+        "--output",
+        "out",
+        "--steps",
+        8,
+        "--rank",
+        4,
+        "--max-tokens",
+        27,
+        "--learning-rate",
+        0.05,
+    )
     assert done.stdout.strip() == "out"
     assert re.search(
         r"step 8 of 8  loss \d+\.\d{3}  validation \d+\.\d{3}  \d+ tokens/s  \d+ MB  0 s left", done.stderr
@@ -58,7 +73,10 @@ def test_train_and_fuse(
     assert (tmp_path / "out" / "loss.svg").is_file()
     fused = run("fuse", tiny, "out", "fused", "--quiet").stdout.strip()
     assert (tmp_path / fused / "model.safetensors").is_file()
-    assert run("run", fused, "red", "-n", 2).returncode == 0
+    asked = ("red", "-n", 4, "-t", 0)
+    adapted = run("run", tiny, *asked, "--adapter", "out").stdout
+    assert adapted == run("run", fused, *asked).stdout
+    assert adapted != run("run", tiny, *asked).stdout
 
 
 def test_train_and_fuse_a_vision_model(run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
