@@ -54,7 +54,7 @@ def quantize(
         "recipe": recipe,
         "learned": learned,
     }
-    if not any(chosen.values()):
+    if all(value is None for value in chosen.values()):
         chosen["bits"] = 4
     told = {**chosen, "text_path": str(text) if text else None, "samples": samples, "dtype": dtype}
     _convert(quiet, model_path=model, output_path=str(output), **told)

@@ -47,7 +47,7 @@ def train(
 
     Of a vision model the language part learns, from examples with and without images.
     """
-    told = {key: value for key, value in locals().items() if value not in (None, False)}
+    told = {key: value for key, value in locals().items() if value is not None and value is not False}
     paths = {
         "model_path": told.pop("model"),
         "data_path": str(told.pop("data")),

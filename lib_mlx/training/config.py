@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lib_mlx.config import Config
 
@@ -25,7 +25,7 @@ class TrainConfig(Config):
     method: Method = "lora"
     """"lora" (arXiv:2106.09685), "dora" (arXiv:2402.09353), or "full": the weights themselves."""
     layers: Annotated[int, Field(ge=-1)] = -1
-    """How many of the last layers are trained; -1: all."""
+    """How many of the last layers are trained, 1 at least; -1: all."""
     rank: Annotated[int, Field(ge=1)] = 8
     """Of the adapter's matrices."""
     scale: Annotated[float, Field(gt=0)] = 2.0
@@ -71,3 +71,10 @@ class TrainConfig(Config):
     """Compute what is between layers again instead of keeping it: slower, with less memory."""
     trust_remote_code: bool = False
     """As in `LoadConfig`."""
+
+    @field_validator("layers")
+    @classmethod
+    def _some(cls, layers: int) -> int:
+        if layers == 0:  # mlx-lm takes it for all
+            raise ValueError("no layer would be trained; -1 is all")
+        return layers

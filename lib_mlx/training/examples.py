@@ -8,6 +8,7 @@ One object a line: `{"text"}`; `{"prompt", "completion"}`; `{"messages", "tools"
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +69,14 @@ class Examples:
     valid: list[Example]
     cut: list[str]
     """Where an example was too long."""
+
+    def digest(self) -> str:
+        """Return what changes with them: which there are, their images, and what of them is learnt."""
+        found = hashlib.sha256()
+        for example in [*self.train, None, *self.valid]:
+            images = [span.medium for span in example.media.spans] if example and example.media else ()
+            found.update(repr(example and (example.tokens, example.spans, images)).encode())
+        return found.hexdigest()
 
 
 def read_examples(

@@ -13,6 +13,7 @@ from mlx.nn.utils import value_and_grad
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from lib_mlx import memory
+from lib_mlx.engine import heap
 from lib_mlx.engine.device import set_up
 from lib_mlx.errors import CorruptModel, InsufficientMemory, UnsupportedFeature
 from lib_mlx.models.adapters import AdapterShape, add_adapter
@@ -83,14 +84,14 @@ class TrainedNetwork:
         """
         mx.random.seed((self._seed << 32) + step)
         self._language.train()
-        total, tokens, gradient = 0.0, 0, None
-        for batch in batches:
-            loss, count, gradient = cast("Any", self._compute(_arrays(batch.examples), gradient, batch.plans))
-            mx.eval(loss, count, gradient)
-            size = int(count.item())
-            total, tokens = total + float(loss.item()) * size, tokens + size
-        if len(batches) > 1:
-            gradient = tree_map(lambda array: array / len(batches), gradient)
+        parts = [(_arrays(batch.examples), batch.plans) for batch in batches]
+        counts = [int(cast("Any", learnt.sum()).item()) for (_, learnt), _ in parts]
+        total, tokens, gradient = 0.0, sum(counts), None
+        for (arrays, plans), count in zip(parts, counts, strict=True):
+            share = mx.array(count / tokens)
+            loss, gradient = cast("Any", self._compute(arrays, share, gradient, plans))
+            mx.eval(loss, gradient)
+            total += float(loss.item()) * count
         self._optimizer.update(self._network, gradient)
         mx.eval(self._network.trainable_parameters(), self._optimizer.state)
         return total / tokens, tokens
@@ -130,14 +131,26 @@ class TrainedNetwork:
         self._optimizer.init(self._network.trainable_parameters())
         mx.eval(self._network.parameters(), self._optimizer.state)
 
+    @property
+    def sound(self) -> bool:
+        """Whether what is trained is all numbers."""
+        return all(mx.isfinite(array).all().item() for array in self.weights().values())
+
+    def close(self) -> None:
+        """Let go of everything: what takes gradients refers to this object again, which would keep it."""
+        self.__dict__.clear()
+        heap.release()
+
     def _compiled(self) -> Any:
         state = [self._network.state, mx.random.state]
         # a no-op on the CPU, see engine.device
         return mx.compile(self._add_gradient, inputs=state, outputs=state)
 
-    def _add_gradient(self, batch: tuple[mx.array, mx.array], gradient: Any, plans: Plans) -> Any:
-        (loss, count), own = self._loss_and_gradient(*batch, plans)
-        return loss, count, own if gradient is None else tree_map(mx.add, own, gradient)
+    def _add_gradient(self, batch: tuple[mx.array, mx.array], share: mx.array, gradient: Any, plans: Plans) -> Any:
+        """Return a batch's loss, and the gradient of all so far: each has its share of the tokens."""
+        (loss, _), own = self._loss_and_gradient(*batch, plans)
+        own = tree_map(lambda array: (array * share).astype(array.dtype), own)
+        return loss, own if gradient is None else tree_map(mx.add, own, gradient)
 
     def _loss(self, tokens: mx.array, learnt: mx.array, plans: Plans) -> tuple[mx.array, mx.array]:
         """Return the mean cross-entropy of the tokens that are learnt, and their number."""
@@ -197,4 +210,6 @@ def _optimizer(config: TrainConfig) -> Any:
         after = rate if callable(rate) else (lambda _: mx.array(config.learning_rate))
         rate = optimizers.schedulers.join_schedules([begin, after], [config.warmup])
     kind: Any = _OPTIMIZERS[config.optimizer]
+    if kind is optimizers.Adafactor:  # left alone, it has a rate of its own and passes over the one it is given
+        return kind(learning_rate=rate, relative_step=False, scale_parameter=False)
     return kind(learning_rate=rate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import InvalidArgument
+from lib_mlx.errors import CorruptModel, InvalidArgument
 from lib_mlx.generation import PixelBounds
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
-from lib_mlx.models.disk import room_on, staged_file
+from lib_mlx.models.disk import is_full, room_on, staged_file
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
 from lib_mlx.training.progress import History, Row
 
@@ -106,17 +107,22 @@ def train(
     tokenizer = load_tokenizer(checkpoint)
     images = _image_reader(checkpoint, tokenizer, config)
     examples = read_examples(config, tokenizer, int(tokenizer.wrapper.eos_token_id), images)
+    if config.patience is not None and not examples.valid:
+        raise InvalidArgument(
+            "Without examples for validation, patience has nothing to wait for.",
+            hint="Raise validation_share, write a valid.jsonl, or leave patience out.",
+            param="patience",
+        )
+    batches = Batches(examples.train, config.batch_size, config.seed)
     folder = Path(config.output_path).expanduser()
-    with room_on(folder):
+    with room_on(folder), contextlib.ExitStack() as end:
         network = worker.run(TrainedNetwork, checkpoint, config)
+        end.callback(worker.run, network.close)
         features = None
         if network.vision is not None and images is not None:
             features = Features(network.vision, images, config.image_cache_bytes)
-        training = _Training(config, folder, network, examples, features)
-        try:
-            return training.run(progress, cancelled)
-        finally:
-            worker.run(training.close)
+            end.callback(worker.run, features.close)
+        return _Training(config, folder, network, examples, batches, features).run(progress, cancelled)
 
 
 def _image_reader(checkpoint: Checkpoint, tokenizer: LoadedTokenizer, config: TrainConfig) -> MediaReader | None:
@@ -141,34 +147,25 @@ class _Training:
         folder: Path,
         network: TrainedNetwork,
         examples: Examples,
+        batches: Batches,
         features: Features | None,
     ) -> None:
         self._features = features
         self._config = config
         self._folder = folder
-        self._held = [network]
+        self._network = network
         self._examples = examples
-        self._batches = Batches(examples.train, config.batch_size, config.seed)
+        self._digest = examples.digest()
+        self._batches = batches
         self._history = History(folder)
         self._step = 0
         self._best = math.inf
         self._bad = 0  # validations since the best
 
-    def close(self) -> None:
-        """Free the network. Engine thread."""
-        self._held.clear()
-        if self._features is not None:
-            self._features.close()
-
-    @property
-    def network(self) -> TrainedNetwork:
-        """What is trained."""
-        return self._held[0]
-
     def run(self, progress: Callable[[Progress], None], cancelled: Callable[[], bool]) -> TrainResult:
         """Go from where the folder is to the end."""
         config, worker = self._config, get_worker()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        _make_folder(self._folder)
         worker.run(self._restore)
         if not self._history.rows and self._examples.valid:
             self._validated(self._validate(), 0)
@@ -202,15 +199,11 @@ class _Training:
         first = self._step * config.accumulation
         batches = [self._batch(self._batches[first + index]) for index in range(config.accumulation)]
         begun = time.monotonic()
-        loss, tokens = worker.run(self.network.update, self._step + 1, batches)
+        loss, tokens = worker.run(self._network.update, self._step + 1, batches)
         self._step += 1
         if not math.isfinite(loss):
-            raise InvalidArgument(
-                f"The loss is {loss} at step {self._step}: the training diverged.",
-                hint="Lower the learning rate, or begin with a warmup; what was saved before is in the folder.",
-                param="learning_rate",
-            )
-        rate = worker.run(lambda: self.network.learning_rate)
+            raise _diverged(f"The loss is {loss}", self._step)
+        rate = worker.run(lambda: self._network.learning_rate)
         row = Row(self._step, loss, rate, tokens / (time.monotonic() - begun), _memory())
         self._history.add(row)
         last = self._step == config.steps
@@ -230,7 +223,7 @@ class _Training:
         total, count, size = 0.0, 0, self._config.batch_size
         for begin in range(0, len(self._examples.valid), size):
             batch = self._batch(self._examples.valid[begin : begin + size])
-            loss, tokens = get_worker().run(self.network.loss, batch)
+            loss, tokens = get_worker().run(self._network.loss, batch)
             total, count = total + loss * tokens, count + tokens
         return total / count
 
@@ -246,14 +239,16 @@ class _Training:
 
     def _keep(self) -> None:
         """Write the adapter as it is."""
+        self._refuse_unsound()
         from lib_mlx.models.adapters import CONFIG, WEIGHTS
 
-        _save_arrays(self._folder / WEIGHTS, self.network.weights(), {})
-        text = json.dumps({**self.network.shape.to_json(), "model": self._config.model_path}, indent=2)
+        _save_arrays(self._folder / WEIGHTS, self._network.weights(), {})
+        text = json.dumps({**self._network.shape.to_json(), "model": self._config.model_path}, indent=2)
         _write(self._folder / CONFIG, text)
 
     def _save(self) -> None:
         """Write what a continuation needs, the history, and without validations the adapter."""
+        self._refuse_unsound()
         if not self._examples.valid:
             self._keep()
         self._history.save()  # first: of rows behind the checkpoint's step nothing is read
@@ -262,25 +257,39 @@ class _Training:
             "best": None if self._best == math.inf else self._best,
             "bad": self._bad,
             "config": self._config.model_dump(mode="json"),
+            "examples": self._digest,
         }
-        _save_arrays(self._folder / "checkpoint.safetensors", self.network.state(), {"training": json.dumps(state)})
+        _save_arrays(self._folder / "checkpoint.safetensors", self._network.state(), {"training": json.dumps(state)})
 
     def _restore(self) -> None:
         """Go on from the folder's checkpoint, if there is one."""
-        import mlx.core as mx
-
         file = self._folder / "checkpoint.safetensors"
         if not file.is_file():
             return
+        try:
+            self._take_up(file)
+        except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CorruptModel(
+                f"What {self._folder} holds of a training cannot be read: {error}.", hint="Use another output_path."
+            ) from error
+
+    def _take_up(self, file: Path) -> None:
+        import mlx.core as mx
+
         arrays, metadata = cast("Any", mx.load(str(file), return_metadata=True))
         state = json.loads(metadata["training"])
-        self._refuse_other(state["config"])
-        self.network.restore(arrays)
+        self._refuse_other(state["config"], state.get("examples"))
+        self._network.restore(arrays)
         self._step, self._bad = state["step"], state["bad"]
         self._best = math.inf if state["best"] is None else state["best"]
         self._history.load(self._step)
 
-    def _refuse_other(self, before: dict[str, Any]) -> None:
+    def _refuse_unsound(self) -> None:
+        """Keep what was saved before from being overwritten by what is of no use."""
+        if not self._network.sound:
+            raise _diverged("Weights are no numbers any more", self._step)
+
+    def _refuse_other(self, before: dict[str, Any], examples: str | None) -> None:
         now = self._config.model_dump(mode="json")
         for key in now:
             if key not in _FREE and now[key] != before.get(key):
@@ -289,10 +298,19 @@ class _Training:
                     hint="Go on with the same, or choose another output_path.",
                     param=key,
                 )
+        if examples != self._digest:
+            raise InvalidArgument(
+                f"The training in {self._folder} has had other examples.",
+                hint="Go on with the same, or choose another output_path.",
+                param="data_path",
+            )
 
 
 class Batches:
-    """Batches without end, the n-th of which depends on the seed and n alone. Examples of one length go together."""
+    """Batches without end, the n-th of which depends on the seed and n alone. Examples of one length go together.
+
+    What is left over is a smaller batch.
+    """
 
     def __init__(self, examples: list[Example], size: int, seed: int) -> None:
         if len(examples) < size:
@@ -302,7 +320,7 @@ class Batches:
                 param="batch_size",
             )
         ordered = sorted(examples, key=lambda example: len(example.tokens))
-        self._batches = [ordered[at : at + size] for at in range(0, len(ordered) - size + 1, size)]
+        self._batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
         self._seed = seed
         self._epoch: tuple[int, list[int]] = (-1, [])
 
@@ -314,6 +332,25 @@ class Batches:
             Random(f"{self._seed} {epoch}").shuffle(order)  # noqa: S311 - not a secret
             self._epoch = (epoch, order)
         return self._batches[self._epoch[1][place]]
+
+
+def _diverged(what: str, step: int) -> InvalidArgument:
+    return InvalidArgument(
+        f"{what} at step {step}: the training diverged.",
+        hint="Lower the learning rate, or begin with a warmup; what was saved before is in the folder.",
+        param="learning_rate",
+    )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise InvalidArgument(
+            f"{folder} cannot be a folder: {error.strerror}.", hint="Choose another output_path.", param="output_path"
+        ) from error
 
 
 def _memory() -> int:

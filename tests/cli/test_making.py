@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lib_mlx.cli import app
+from lib_mlx.errors import InvalidArgument
 from tests.checkpoints.tiny import build_tiny
 from tests.commands import ROOT, run_command
 from tests.models.vision import PLAIN
@@ -135,3 +137,21 @@ def test_what_is_wrong(run: Callable[..., subprocess.CompletedProcess[str]], tin
     (tmp_path / "taken").mkdir()
     assert "taken exists already" in run("quantize", tiny, "taken", code=1).stderr
     assert "contradict" not in run("quantize", tiny, "new", "--bits", 7, code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *(
+            ("train", name)
+            for name in ("--steps", "--layers", "--rank", "--batch-size", "--learning-rate", "--patience")
+        ),
+        *(("quantize", name) for name in ("--bits", "--group-size", "--samples")),
+    ],
+)
+def test_nothing_is_told_as_0(tiny: Path, data: Path, tmp_path: Path, command: str, option: str) -> None:
+    """An option of 0 is refused by its name, not taken for one that was left out."""
+    rest = ["--data", str(data), "--output", str(tmp_path / "out")] if command == "train" else [str(tmp_path / "out")]
+    with pytest.raises(InvalidArgument) as raised:
+        app([command, str(tiny), *rest, option, "0"], standalone_mode=False)
+    assert raised.value.param == option.strip("-").replace("-", "_")

@@ -34,3 +34,19 @@ def test_compiled_it_learns_the_same(config: Callable[..., TrainConfig], tiny: P
     plain, same = (get_worker().run(lambda compiled=compiled: losses(compiled=compiled)) for compiled in (False, True))
     assert plain[2] < plain[0]
     assert all(abs(one - other) < 1e-4 for one, other in zip(plain, same, strict=True))
+
+
+def test_batches_of_an_update_count_by_their_tokens(config: Callable[..., TrainConfig], tiny: Path) -> None:
+    """Two batches of other lengths make the update that one batch of both examples makes."""
+    examples = [Example(tuple(range(5, 5 + length)), ((begin, length),)) for length, begin in ((9, 7), (40, 1))]
+
+    def learnt(batches: list[Batch]) -> dict[str, mx.array]:
+        network = TrainedNetwork(inspect(tiny), config(optimizer="sgd", learning_rate=0.1))
+        network.update(1, batches)
+        return network.weights()
+
+    def largest() -> float:
+        apart, together = learnt([Batch([one]) for one in examples]), learnt([Batch(examples)])
+        return max(float(mx.abs(apart[name] - together[name]).max().item()) for name in apart)
+
+    assert get_worker().run(largest) < 1e-5

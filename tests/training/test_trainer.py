@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lib_mlx.errors import InvalidArgument, UnsupportedFeature
+from lib_mlx.engine.worker import get_worker
+from lib_mlx.errors import CorruptModel, InvalidArgument, UnsupportedFeature
 from lib_mlx.training.trainer import Batches, train
 from tests.training.conftest import write_jsonl
 
@@ -171,6 +174,77 @@ def test_what_cannot_be_trained(config: Callable[..., TrainConfig], tmp_path: Pa
         train(config(data_path=str(few)))
 
 
+def test_what_can_be_told(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """No layers, patience without anything to wait for, and an output that is a file, are errors that name the key."""
+    with pytest.raises(InvalidArgument, match="no layer would be trained"):
+        config(layers=0)
+    with pytest.raises(InvalidArgument, match="nothing to wait for"):
+        train(config(patience=2, validation_share=0))
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidArgument, match="cannot be a folder") as raised:
+        train(config(output_path=str(tmp_path / "file"), steps=1))
+    assert raised.value.param == "output_path"
+
+
+def test_other_examples(config: Callable[..., TrainConfig], codes: Path) -> None:
+    """A training is not gone on with when its examples have changed."""
+    train(config(steps=1))
+    codes.write_text(codes.read_text().replace("bravo", "bravado"))
+    with pytest.raises(InvalidArgument, match="has had other examples"):
+        train(config(steps=2))
+
+
+@pytest.mark.parametrize("file", ["checkpoint.safetensors", "loss.csv", "validation.csv"])
+def test_a_checkpoint_that_cannot_be_read(config: Callable[..., TrainConfig], file: str) -> None:
+    """Whatever the folder's files hold, or lack, it is an error of ours that names the folder."""
+    path = train(config(steps=1)).path
+    (path / file).write_bytes(b"a,b\n1,2\n")
+    with pytest.raises(CorruptModel, match="cannot be read"):
+        train(config(steps=2))
+    if file != "checkpoint.safetensors":
+        (path / file).unlink()
+        with pytest.raises(CorruptModel, match="No such file"):
+            train(config(steps=2))
+
+
+def test_a_last_step_that_diverges(config: Callable[..., TrainConfig]) -> None:
+    """What its update made of the weights is not kept, though the loss before it was a number."""
+    told = config(method="lora", steps=1, validation_share=0)
+    kept = load_file(train(told).path / "adapters.safetensors")
+    with pytest.raises(InvalidArgument, match="diverged"):
+        train(
+            config(method="lora", steps=2, validation_share=0, learning_rate=1e39, output_path=told.output_path + "x")
+        )
+    assert not (Path(told.output_path + "x") / "adapters.safetensors").exists()
+    assert all(np.isfinite(array).all() for array in kept.values())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "adafactor", "muon"])
+def test_the_learning_rate_counts(config: Callable[..., TrainConfig], tmp_path: Path, optimizer: str) -> None:
+    """Each optimizer takes the rate it is told: a hundredth of it changes the weights far less."""
+    told: dict[str, Any] = {"method": "lora", "rank": 2, "steps": 2, "optimizer": optimizer, "validation_share": 0}
+    norms = []
+    for rate in (1e-2, 1e-4):
+        path = train(config(**told, learning_rate=rate, output_path=str(tmp_path / str(rate)))).path
+        arrays = load_file(path / "adapters.safetensors")
+        norms.append(sum(float((array**2).sum()) for name, array in arrays.items() if name.endswith("lora_b")) ** 0.5)
+    assert norms[1] < 0.05 * norms[0]
+
+
+def test_the_memory_comes_back(config: Callable[..., TrainConfig]) -> None:
+    """When a training has ended, or failed, nothing of it is left, with no collector of cycles at work."""
+    train(config(steps=1))  # imports
+    before = get_worker().run(mx.get_active_memory)
+    gc.disable()
+    try:
+        train(config(steps=2))
+        with pytest.raises(InvalidArgument, match="not 4"):
+            train(config(steps=3, rank=4))
+        assert get_worker().run(mx.get_active_memory) <= before
+    finally:
+        gc.enable()
+
+
 def test_batches_come_in_rounds() -> None:
     """Each batch comes once in a round, in an order of the round's own that only the seed decides."""
     from lib_mlx.training.examples import Example
@@ -182,6 +256,8 @@ def test_batches_come_in_rounds() -> None:
     assert len({tuple(turn) for turn in rounds}) > 1
     assert same[17] == batches[17]
     assert [other[number] for number in range(24)] != [batches[number] for number in range(24)]
+    odd = Batches(examples[:8], 3, 1)
+    assert sorted(len(example.tokens) for number in range(3) for example in odd[number]) == list(range(2, 10))
 
 
 def test_a_speed_is_told_early(config: Callable[..., TrainConfig]) -> None:
