@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lib_mlx.engine.job import unloading
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import ModelNotFound, UnsupportedFeature
-from lib_mlx.models.adapters import check_swappable, swap_adapter
+from lib_mlx.models.adapters import check_swappable, read_shape, swap_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lib_mlx.config import EngineConfig
     from lib_mlx.engine.scheduler import Scheduler
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """A change that waits for the requests under way."""
+
+    name: str | None
+    path: Path | None
+    done: Future[None] = field(default_factory=Future)
 
 
 class AdapterSwitch:
@@ -27,7 +36,7 @@ class AdapterSwitch:
         scheduler: of its requests.
         config: names them.
         changed: called on the engine thread when the model is no longer as it was loaded.
-        fixed: whether the model is a GUI-Actor, whose own lane does not wait for a change.
+        fixed: what the model is, if that keeps it as it is.
     """
 
     def __init__(
@@ -37,15 +46,17 @@ class AdapterSwitch:
         config: EngineConfig,
         changed: Callable[[], None],
         *,
-        fixed: bool = False,
+        fixed: str | None = None,
     ) -> None:
         self._held = [network]  # emptied at the end, on the engine thread
         self._scheduler = scheduler
         self._known = dict(config.adapters)
         self._changed = changed
+        named = config.adapter_path
+        if named is not None and read_shape(self._folder(self._known.get(named, named))).method == "full":
+            fixed = fixed or "A model whose weights were replaced"
         self._fixed = fixed
-        self._lock = threading.Lock()
-        self._waiting: Future[None] | None = None
+        self._waiting: list[_Change] = []  # engine thread only
         self.current = config.adapter_path
         """The name or directory of the adapter in use."""
 
@@ -54,47 +65,69 @@ class AdapterSwitch:
         """Those that may be used."""
         return tuple(self._known)
 
-    def use(self, name: str | None) -> None:
-        """Have another adapter from the next request on, or none; see `EngineModel.set_adapter`."""
-        if self._fixed:
+    def change(self, name: str | None) -> Future[None]:
+        """Begin what `EngineModel.set_adapter` waits for; what cannot be is raised at once.
+
+        Cancelling the future takes the change back, unless it is being made.
+        """
+        if self._fixed is not None:
             raise UnsupportedFeature(
-                "A GUI-Actor keeps the adapter that it was loaded with.",
+                f"{self._fixed} keeps the adapter that it was loaded with.",
                 hint="Load it again with another adapter_path.",
                 param="adapter",
             )
         if name is not None and name not in self._known:
             known = ", ".join(map(repr, self._known)) or "none"
             raise ModelNotFound(f"The model has no adapter {name!r}.", hint=f"It has {known}.", param="adapter")
-        path = None if name is None else Path(self._known[name]).expanduser()
-        with self._lock:
-            if path is not None:
-                check_swappable(path)  # what is in use stays if it is not
-            done: Future[None] = Future()
-            get_worker().post(lambda: self._begin(name, path, done))
-            done.result()
+        path = None if name is None else self._folder(self._known[name])
+        if path is not None:
+            check_swappable(path)  # what is in use stays if it is not
+        change = _Change(name, path)
+        get_worker().post(lambda: self._begin(change))
+        return change.done
 
     def close(self) -> None:
         """Let go of the network. Engine thread."""
         self._held.clear()
-        if self._waiting is not None:
-            self._waiting.set_exception(unloading())
-            self._waiting = None
+        waiting, self._waiting = self._waiting, []
+        for change in waiting:
+            if change.done.set_running_or_notify_cancel():
+                change.done.set_exception(unloading())
 
-    def _begin(self, name: str | None, path: Path | None, done: Future[None]) -> None:
-        if not self._held:
-            done.set_exception(unloading())
-            return
+    def _begin(self, change: _Change) -> None:
+        if self._held:
+            self._waiting.append(change)
+            self._scheduler.change(self._swap)
+            change.done.add_done_callback(lambda done: self._given_up(change) if done.cancelled() else None)
+        elif change.done.set_running_or_notify_cancel():
+            change.done.set_exception(unloading())
 
-        def swap() -> None:
-            self._waiting = None
+    def _given_up(self, change: _Change) -> None:
+        """Have requests wait no more for a change that nobody waits for. Any thread."""
+
+        def forget() -> None:
+            if change in self._waiting:
+                self._waiting.remove(change)
+                if not self._waiting:
+                    self._scheduler.change(None)
+
+        get_worker().post(forget)
+
+    def _swap(self) -> None:
+        """Make the changes that wait, in the order in which they came."""
+        while self._waiting:
+            change = self._waiting.pop(0)
+            if not change.done.set_running_or_notify_cancel():
+                continue
             try:
                 self._changed()
                 self.current = None
-                swap_adapter(self._held[0], path)
-                self.current = name
-                done.set_result(None)
+                swap_adapter(self._held[0], change.path)
+                self.current = change.name
+                change.done.set_result(None)
             except BaseException as error:  # noqa: BLE001 - it belongs to whoever waits
-                done.set_exception(error)
+                change.done.set_exception(error)
 
-        self._waiting = done
-        self._scheduler.change(swap)
+    @staticmethod
+    def _folder(path: str) -> Path:
+        return Path(path).expanduser()

@@ -91,9 +91,9 @@ class EngineModel:
         self._pointing = pointing
         self._scheduler = scheduler
         embedder = Embedder(weights.network, read_pooling(checkpoint.path))
-        self._embedder = TextEmbedder(embedder, self._preparer, self._resting)
+        self._embedder = TextEmbedder(embedder, self._preparer, scheduler, self._resting)
         self._store = store
-        fixed = pointing is not None
+        fixed = None if pointing is None else "A GUI-Actor"  # its own lane does not wait for a change
         self.adapters = AdapterSwitch(weights.network, scheduler, config, self._forget_store, fixed=fixed)
         self._closed = self._released = False  # written by the engine thread alone
 
@@ -211,7 +211,7 @@ class EngineModel:
             ShuttingDown: the model is being unloaded.
         """
         self._refuse_if_closed()
-        self.adapters.use(name)
+        self.adapters.change(name).result()
 
     def embed(
         self, text: str | Sequence[int], *, truncate: bool = False, cancelled: Callable[[], bool] = lambda: False

@@ -70,6 +70,7 @@ class Scheduler:
         new_batch: Callable[[], SerialGenerator | LeadingGenerator] | None = None,
     ) -> None:
         self.suspended = False
+        self.guests = 0  # others that use the network for more than one step
         self._encoder = encoder
         self.prefixes = PrefixCache(prefix_bytes)
         self._network = network
@@ -107,12 +108,17 @@ class Scheduler:
         self._waiting.append(job)
         self._turns.come(job.request.client)
 
-    def change(self, work: Callable[[], None]) -> None:
+    def change(self, work: Callable[[], None] | None) -> None:
         """Run `work`, which changes the network and must not raise, when the requests under way have ended.
 
-        Those that come meanwhile wait for it. What is kept of past requests is dropped.
+        Those that come meanwhile wait for it. What is kept of past requests is dropped. None takes it back.
         """
         self._change = work
+
+    @property
+    def changing(self) -> bool:
+        """Whether a change is waited for."""
+        return self._change is not None
 
     def fail_all(self, error: LibMlxError) -> None:
         """End every request with `error` at the next step."""
@@ -151,7 +157,7 @@ class Scheduler:
         self._end_failed(out)
         if self.suspended:
             return
-        if self._change is not None and not self._jobs and not self._encoding:
+        if self._change is not None and not self._jobs and not self._encoding and not self.guests:
             work, self._change = self._change, None
             self.prefixes.clear()
             work()

@@ -7,12 +7,14 @@ model, and layers are mlx-vlm's own. Engine thread only, but for `read_shape`.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from lib_mlx.errors import CorruptModel, ModelNotFound, UnsupportedFeature
 
 if TYPE_CHECKING:
+    from collections.abc import Container
     from pathlib import Path
 
 Method = Literal["lora", "dora", "full"]
@@ -56,21 +58,26 @@ def read_shape(path: Path) -> AdapterShape:
         raise ModelNotFound(f"{path} holds no adapter.", hint=f"It needs {CONFIG} and {WEIGHTS}.", param="adapter_path")
     try:
         values = json.loads((path / CONFIG).read_bytes())
-        method, layers = values.get("fine_tune_type", "lora"), int(values["num_layers"])
-        if method == "full":
-            return AdapterShape(method, layers)
-        parameters = values["lora_parameters"]
-        keys = parameters.get("keys")
-        return AdapterShape(
-            method,
-            layers,
-            int(parameters["rank"]),
-            float(parameters["scale"]),
-            float(parameters.get("dropout", 0.0)),
-            None if keys is None else tuple(keys),
-        )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return _shape_of(values)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CorruptModel(f"{path / CONFIG} is no adapter's: {error!r}.", hint="Train or fetch it again.") from error
+
+
+def _shape_of(values: dict[str, Any]) -> AdapterShape:
+    """Return what mlx-lm's adapter_config.json says; raises whatever Python does for what is none."""
+    method, layers = values.get("fine_tune_type", "lora"), int(values["num_layers"])
+    if method not in get_args(Method):  # mlx-lm takes it for lora
+        raise ValueError(f"the method {method!r} is unknown")
+    if method == "full":
+        return AdapterShape(method, layers)
+    parameters = values["lora_parameters"]
+    rank, scale, keys = int(parameters["rank"]), float(parameters["scale"]), parameters.get("keys")
+    if rank < 1 or not math.isfinite(scale):
+        raise ValueError(f"rank {rank}, scale {scale}")
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise ValueError("'keys' is no list of names")
+    dropout = float(parameters.get("dropout", 0.0))
+    return AdapterShape(method, layers, rank, scale, dropout, None if keys is None else tuple(keys))
 
 
 def add_adapter(network: Any, shape: AdapterShape) -> None:
@@ -198,7 +205,8 @@ def load_adapter(network: Any, path: Path) -> AdapterShape:
     try:
         if shape.method != "full":
             _add_layers(network, shape)
-        _install(_parts(network)[0], path, shape)
+        whole, _, tuner = _parts(network)
+        _install(whole, path, shape, tuner.ADAPTED)
     except Exception as error:  # whatever Python raises for a file that is not what it should be
         raise CorruptModel(
             f"The adapter at {path} does not fit the model: {error}.", hint="Use the model it was trained on."
@@ -206,8 +214,8 @@ def load_adapter(network: Any, path: Path) -> AdapterShape:
     return shape
 
 
-def _install(network: Any, path: Path, shape: AdapterShape) -> None:
-    """Load an adapter's weights, each of which has its place: upstream's loaders pass over some that have none."""
+def _install(network: Any, path: Path, shape: AdapterShape, adapted: Container[Any]) -> None:
+    """Load an adapter's weights: each has its place, and each place is filled. Upstream's loaders do not look."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
@@ -218,4 +226,16 @@ def _install(network: Any, path: Path, shape: AdapterShape) -> None:
             raise ValueError(f"{name} is no place for an adapter's weights")
         if array.shape != known[name].shape:
             raise ValueError(f"{name} has the shape {array.shape}, and its place {known[name].shape}")
+        if not mx.issubdtype(array.dtype, mx.floating) or not mx.isfinite(array).all().item():
+            raise ValueError(f"{name} holds what are no weights")
+    if shape.method != "full":
+        places = {
+            f"{name}.{leaf}"
+            for name, module in network.named_modules()
+            if type(module) in adapted
+            for leaf in _LEAVES
+            if leaf in module
+        }
+        if not places or (missing := places - weights.keys()):
+            raise ValueError(f"it lacks {min(missing)}" if places else "no layer of it is one of the model")
     network.load_weights(list(weights.items()), strict=False)

@@ -121,7 +121,7 @@ class Sessions:
             await asyncio.to_thread(self._registry.find, name)
             wanted = self._registry.lease(name)
         try:
-            return await self._wait_for(wanted)
+            return await self.wait_for(wanted)
         except BaseException:
             self._registry.give_up(wanted)  # it may have come as the wait ended
             raise
@@ -129,7 +129,7 @@ class Sessions:
     async def work(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call `function` on the thread that prepares requests: for what would hold up the loop."""
         self._refuse_if_resting()
-        return await self._wait_for(self._pool.submit(_guarded, function, *arguments))
+        return await self.wait_for(self._pool.submit(_guarded, function, *arguments))
 
     async def embed(
         self, engine: EngineModel, text: str | Sequence[int], *, truncate: bool, cancelled: Callable[[], bool]
@@ -140,7 +140,7 @@ class Sessions:
         def embed() -> tuple[list[float], int]:
             return engine.embed(text, truncate=truncate, cancelled=lambda: self._resting or cancelled())
 
-        return await self._wait_for(self._embedding.submit(_guarded, embed))
+        return await self.wait_for(self._embedding.submit(_guarded, embed))
 
     @property
     def limit(self) -> int:
@@ -175,7 +175,8 @@ class Sessions:
             self._waiting[future] = why
             future.cancel()
 
-    async def _wait_for(self, future: Future[T]) -> T:
+    async def wait_for(self, future: Future[T]) -> T:
+        """Wait for what is worked on, unless the server stops first, or is suspended and keeps nobody waiting."""
         waiting = asyncio.wrap_future(future)
         self._waiting[waiting] = None
         try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import httpx2
+import numpy as np
 import openai
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import lib_mlx
 from lib_mlx.config import parse_config
@@ -17,6 +20,7 @@ from lib_mlx.conversion.conversion import convert
 from lib_mlx.errors import CorruptModel, InvalidArgument, LoadCancelled, ModelNotFound, UnsupportedFeature
 from lib_mlx.generation import SamplingParams
 from lib_mlx.models.adapters import read_shape
+from lib_mlx.runtime import get_runtime
 from lib_mlx.training.config import TrainConfig
 from lib_mlx.training.fuse import fuse
 from lib_mlx.training.trainer import train
@@ -184,6 +188,112 @@ def test_an_adapter_that_does_not_say_its_scale(adapter: Path, tmp_path: Path) -
     (tmp_path / "adapters.safetensors").touch()
     with pytest.raises(CorruptModel, match="KeyError"):
         read_shape(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        b"[]",
+        b"[" * 100_000,
+        b'{"num_layers": Infinity}',
+        *(
+            json.dumps({"num_layers": -1, "lora_parameters": {"rank": 16, "scale": 2.0}, **other}).encode()
+            for other in (
+                {"fine_tune_type": "magic"},
+                {"fine_tune_type": ["lora"]},
+                {"lora_parameters": "rank"},
+                {"lora_parameters": {"rank": 0, "scale": 2.0}},
+                {"lora_parameters": {"rank": 16, "scale": "NaN"}},
+                {"lora_parameters": {"rank": 16, "scale": 2.0, "keys": "self_attn"}},
+                {"lora_parameters": {"rank": 16, "scale": 2.0, "keys": [1]}},
+            )
+        ),
+    ],
+)
+def test_a_strange_configuration(tmp_path: Path, told: bytes) -> None:
+    """Whatever is no configuration of an adapter is told so, and nothing is taken for something else."""
+    (tmp_path / "adapter_config.json").write_bytes(told)
+    (tmp_path / "adapters.safetensors").touch()
+    with pytest.raises(CorruptModel, match="is no adapter's"):
+        read_shape(tmp_path)
+
+
+def test_strange_weights(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """Weights that are missing, are no numbers or of another kind than weights are: the model goes on without them."""
+    whole = load_file(adapter / "adapters.safetensors")
+    name = min(whole)
+    kinds = {
+        "nothing": {},
+        "part": {key: array for key, array in whole.items() if key != name},
+        "nan": {**whole, name: np.full_like(whole[name], np.nan)},
+        "whole numbers": {**whole, name: whole[name].astype(np.int32)},
+    }
+    for kind, arrays in kinds.items():
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+        save_file(arrays, tmp_path / kind / "adapters.safetensors")
+    with lib_mlx.load_model(base, adapters={kind: str(tmp_path / kind) for kind in kinds}) as model:
+        for kind in kinds:
+            with pytest.raises(CorruptModel, match="lacks" if kind in {"nothing", "part"} else "no weights"):
+                model.set_adapter(kind)
+            assert answers(model) == CODES
+
+
+def test_weights_that_were_replaced(folder: Path, tiny: Path, base: Path, adapter: Path) -> None:
+    """What a model was given by an adapter of all weights cannot be taken out again: it says so and keeps it."""
+    with lib_mlx.load_model(tiny, adapter_path=str(folder / "full"), adapters={"other": str(adapter)}) as model:
+        assert answers(model) == CODES
+        for name in ("other", None):
+            with pytest.raises(UnsupportedFeature, match="keeps the adapter"):
+                model.set_adapter(name)
+        assert answers(model) == CODES
+
+
+def test_a_change_that_nobody_waits_for(model: lib_mlx.Model) -> None:
+    """While many wait for a suspended model the server answers; those that go away leave no change behind."""
+    with model.start_server() as server:
+        url = f"{server.base_url}/v1/models/{server.model_id}"
+        engine = get_runtime().engine(model._handle)
+        engine.suspend()
+
+        def give_up() -> None:
+            with pytest.raises(httpx2.ReadTimeout):
+                httpx2.post(f"{url}/adapter", json={"name": "other"}, timeout=1)
+
+        waiting = [threading.Thread(target=give_up) for _ in range(40)]
+        for thread in waiting:
+            thread.start()
+        time.sleep(0.5)
+        assert httpx2.get(url, timeout=5).json()["requests"] == 40
+        for thread in waiting:
+            thread.join(10)
+        deadline = time.monotonic() + 10
+        while httpx2.get(url, timeout=5).json()["requests"]:
+            assert time.monotonic() < deadline
+        engine.resume()
+        assert httpx2.get(url).json()["adapter"] is None
+        assert answers(model) == CODES
+
+
+def test_an_embedding_under_way(model: lib_mlx.Model) -> None:
+    """It ends with the adapter it began with, and a change waits for it."""
+    engine = get_runtime().engine(model._handle)
+    text = list(range(5, 25)) * 40
+    expected = engine.embed(text)
+    asked: list[threading.Thread] = []
+
+    def between() -> bool:
+        if len(asked) < 1:
+            asked.append(threading.Thread(target=model.set_adapter, args=("other",)))
+        elif not asked[0].is_alive() and engine.adapters.current is None:
+            asked[0].start()
+            time.sleep(0.3)
+        return False
+
+    assert engine.embed(text, cancelled=between) == expected
+    asked[0].join(10)
+    assert engine.adapters.current == "other"
+    assert engine.embed(text) != expected
 
 
 def test_what_is_in_use_stays(folder: Path, base: Path, adapter: Path, tmp_path: Path) -> None:

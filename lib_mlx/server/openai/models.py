@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from starlette.routing import Route
 
-from lib_mlx.errors import LibMlxError
-from lib_mlx.server.http import JsonResponse, WireModel, read_json
+from lib_mlx.errors import Cancelled, LibMlxError
+from lib_mlx.server.http import JsonResponse, WireModel, read_json, watched
 from lib_mlx.server.openapi import described
 from lib_mlx.server.state import state_of
 
@@ -74,7 +74,14 @@ async def change_adapter(request: Request) -> Response:
     """
     body = await read_json(request, AdapterRequest)
     async with state_of(request).sessions.lease(request.path_params["id"], tends=True) as kept:
-        await asyncio.to_thread(kept.lease.engine.set_adapter, body.name)
+        changing = await asyncio.to_thread(kept.engine.adapters.change, body.name)
+        try:
+            async with watched(request, changing.cancel):
+                await state_of(request).sessions.wait_for(changing)
+        except asyncio.CancelledError:
+            if await request.is_disconnected():
+                raise Cancelled("The client went away.") from None
+            raise
     return JsonResponse(model_object(await _find(request)))
 
 
