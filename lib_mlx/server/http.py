@@ -256,7 +256,7 @@ async def collect(request: Request, session: Session) -> list[ChoiceEvent]:
 
 
 @contextlib.asynccontextmanager
-async def watched(request: Request, gone: Callable[[], None]) -> AsyncIterator[None]:
+async def watched(request: Request, gone: Callable[[], object]) -> AsyncIterator[None]:
     """Call `gone` if the client of `request`, whose body has been read, goes away during the block."""
 
     async def watch() -> None:
