@@ -98,8 +98,6 @@ class Job:
         self._detokenizer = request.text.detokenizer()
         self._logprobs = None if request.logprobs is None else LogprobCollector(request.logprobs, request.text.bytes_of)
         self._sampling = replace(request.sampling, seed=(request.sampling.seed + choice) % (1 << 64))
-        self._grammar: GrammarProcessor | None = None
-        self._limiter: ReasoningLimiter | None = None
         self._reasoning = 0
         self._submitted = time.perf_counter()
         self._started: float | None = None
@@ -163,7 +161,10 @@ class Job:
         return lambda logprobs: self._guard(lambda: sample(logprobs), lambda: mx.argmax(logprobs, axis=-1))
 
     def processors(self) -> list[Processor]:
-        """Return the request's logits processors, guarded likewise."""
+        """Return the request's logits processors, guarded likewise.
+
+        New ones each time: those of before an interruption may have seen guesses that were not told.
+        """
         request = self.request
 
         def guarded(process: Processor) -> Processor:
@@ -176,11 +177,9 @@ class Job:
 
         processors = make_processors(self._sampling, len(request.prompt))
         if request.grammar is not None:
-            self._grammar = self._grammar or GrammarProcessor(request.grammar, len(request.prompt))
-            processors.append(self._grammar)
+            processors.append(GrammarProcessor(request.grammar, len(request.prompt)))
         if request.reasoning_limit is not None:  # last: it goes before what a grammar leaves
-            self._limiter = self._limiter or self._new_limiter(request.reasoning_limit)
-            processors.append(self._limiter)
+            processors.append(self._new_limiter(request.reasoning_limit))
         return [guarded(process) for process in processors]
 
     def _new_parser(self) -> OutputParser:

@@ -155,6 +155,33 @@ def test_an_interrupted_request_goes_on_where_it_was(
     assert removed > 0
 
 
+def test_guesses_of_an_interrupted_request(crafted: Path) -> None:
+    """What was decided ahead and not told is decided again, by a grammar that has not seen it."""
+    options: dict[str, Any] = {
+        "constraint": Constraint("regex", "(abcdef ){200}!"),
+        "max_tokens": 640,
+        "thinking": False,
+    }
+    model = engine.load(inspect(crafted), EngineConfig(prompt_lookup=True))
+    try:
+        scheduler = model._scheduler
+        alone = Run(model, "loop", **options).wait()
+        scheduler._budget.limit = 4 * scheduler._kind.row.of(STEP)
+        ahead = []
+        remove = scheduler._batch.remove
+
+        def watched(uids: list[int], *args: object, **kwargs: object) -> object:
+            ahead.extend(len(scheduler._batch._courses[uid].ready) for uid in uids if not kwargs)
+            return remove(uids, *args, **kwargs)
+
+        scheduler._batch.remove = watched
+        runs = [Run(model, "loop" + "!" * more, **options) for more in range(3)]
+        assert [run.wait().text for run in runs] == [alone.text] * 3
+        assert max(ahead) > 1
+    finally:
+        model.unload()
+
+
 def test_what_is_kept_of_past_requests_gives_way(limited: Callable[[int], EngineModel]) -> None:
     """The prefix cache is dropped before a running request is interrupted."""
     model = limited(4)
