@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from lib_mlx.engine import heap
 from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InvalidArgument, LoadCancelled, UnsupportedFeature
@@ -67,7 +68,10 @@ def convert(
     if checkpoint.has_towers and is_pointer_model(checkpoint.config):
         _quantize_actor(config, source, target)
         return Converted(target, _weight_bytes(source), _weight_bytes(target))
-    worker.run(_convert, config, checkpoint, target, pieces, progress, cancelled)
+    try:
+        worker.run(_convert, config, checkpoint, target, pieces, progress, cancelled)
+    finally:
+        worker.run(heap.release)
     return Converted(target, _weight_bytes(source), _weight_bytes(target))
 
 

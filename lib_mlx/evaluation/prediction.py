@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from lib_mlx.engine import heap
 from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import InvalidArgument
@@ -162,6 +163,7 @@ def _loaded(checkpoint: Checkpoint, cpu_weights: CpuWeights) -> Iterator[list[We
         yield weights
     finally:
         worker.run(weights.clear)
+        worker.run(heap.release)
 
 
 def _pieces(checkpoint: Checkpoint, text: str, length: int) -> list[list[int]]:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 from typing import TYPE_CHECKING
 
-from lib_mlx.errors import DiskFull
+from lib_mlx.errors import DiskFull, InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,18 @@ def room_on(folder: Path) -> Iterator[None]:
         raise DiskFull(
             f"There is no room left in {folder}: {error.strerror}.",
             hint="Make room, or have it elsewhere (LIB_MLX_DATA_DIR, LIB_MLX_STATE_DIR, HF_HOME), and try again.",
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for what is to be written, and those above it; raises InvalidArgument if it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_full(error):
+            raise
+        raise InvalidArgument(
+            f"{folder} cannot be a folder: {error.strerror}.", hint="Choose another place.", param="output_path"
         ) from error
 
 

@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from lib_mlx.errors import InvalidArgument
-from lib_mlx.models.disk import room_on
+from lib_mlx.models.disk import make_folder, room_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -48,11 +48,13 @@ def write_model(
         between: called before each part; what it raises ends the work.
 
     Raises:
-        InvalidArgument: `target` exists.
+        InvalidArgument: `target` exists, or cannot be made.
         DiskFull: there is no room for it.
     """
     if target.exists():
-        raise InvalidArgument(f"{target} exists already.", hint="Remove it or choose another place.")
+        raise InvalidArgument(
+            f"{target} exists already.", hint="Remove it or choose another place.", param="output_path"
+        )
     arrays: list[tuple[str, mx.array]] = sorted([*cast("Any", tree_flatten(network.parameters())), *apart.items()])
     network.clear()  # the arrays are freed when they are written
     sizes = {name: array.nbytes for name, array in arrays}
@@ -100,7 +102,7 @@ def _staging(target: Path, identity: str, *, keep: bool) -> Path:
     mark = staged / ".identity"
     if staged.exists() and not (keep and mark.is_file() and mark.read_text() == identity):
         shutil.rmtree(staged)
-    staged.mkdir(parents=True, exist_ok=True)
+    make_folder(staged)
     mark.write_text(identity)
     return staged
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,18 @@ _VALUE_BYTES = 2
 def estimate_need(spec: ModelSpec) -> int:
     """Return the bytes of the weights, from the safetensors headers, and of the cache of one conversation.
 
+    Those of a draft model, too.
+
     Raises:
         ModelNotFound, CorruptModel, UnsupportedModel: there is no such model, or none that could be loaded.
     """
-    if spec.path.lower().endswith(".gguf"):  # converted at its first load, tensor by tensor as it is
+    draft = spec.config.draft_model_path
+    if draft is not None:
+        alone = replace(spec, config=spec.config.model_copy(update={"draft_model_path": None}))
+        return estimate_need(alone) + estimate_need(replace(alone, path=draft, revision=None))
+    if (
+        spec.path.lower().endswith(".gguf") and Path(spec.path).expanduser().is_file()
+    ):  # converted at its first load, tensor by tensor as it is
         return Path(spec.path).expanduser().stat().st_size
     inspected = checkpoint.inspect(
         store.resolve(spec.path, spec.revision), trust_remote_code=spec.config.trust_remote_code

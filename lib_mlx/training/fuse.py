@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lib_mlx.engine import heap
 from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import LoadCancelled
+from lib_mlx.errors import InvalidArgument, LoadCancelled
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
@@ -44,11 +45,19 @@ def fuse(
         InvalidArgument: `output_path` exists.
         LoadCancelled: `cancelled` said so; nothing is left.
     """
+    if output_path.exists():
+        raise InvalidArgument(
+            f"{output_path} exists already.", hint="Remove it or choose another place.", param="output_path"
+        )
     checkpoint = inspect(store.resolve(model_path))
     import_on_worker("lib_mlx.models.upstream_tuner")
     if checkpoint.has_towers:
         import_mlx_vlm(checkpoint)
-    return get_worker().run(_fuse, checkpoint, adapter_path, output_path, dequantize, progress, cancelled)
+    worker = get_worker()
+    try:
+        return worker.run(_fuse, checkpoint, adapter_path, output_path, dequantize, progress, cancelled)
+    finally:
+        worker.run(heap.release)
 
 
 def _fuse(

@@ -17,7 +17,7 @@ from lib_mlx.errors import CorruptModel, InvalidArgument
 from lib_mlx.generation import PixelBounds
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
-from lib_mlx.models.disk import is_full, room_on, staged_file
+from lib_mlx.models.disk import make_folder, room_on, staged_file
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
 from lib_mlx.training.progress import History, Row
 
@@ -165,7 +165,7 @@ class _Training:
     def run(self, progress: Callable[[Progress], None], cancelled: Callable[[], bool]) -> TrainResult:
         """Go from where the folder is to the end."""
         config, worker = self._config, get_worker()
-        _make_folder(self._folder)
+        make_folder(self._folder)
         worker.run(self._restore)
         if not self._history.rows and self._examples.valid:
             self._validated(self._validate(), 0)
@@ -340,17 +340,6 @@ def _diverged(what: str, step: int) -> InvalidArgument:
         hint="Lower the learning rate, or begin with a warmup; what was saved before is in the folder.",
         param="learning_rate",
     )
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if is_full(error):
-            raise
-        raise InvalidArgument(
-            f"{folder} cannot be a folder: {error.strerror}.", hint="Choose another output_path.", param="output_path"
-        ) from error
 
 
 def _memory() -> int:

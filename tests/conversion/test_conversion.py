@@ -195,6 +195,9 @@ def test_what_is_wrong(make: Callable[..., Converted], tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(InvalidArgument, match="taken exists already"):
         make(output_path=str(tmp_path / "taken"))
+    with pytest.raises(InvalidArgument, match="cannot be a folder") as raised:
+        make(output_path="/proc/self/no/folder")
+    assert raised.value.param == "output_path"
     for chosen, complaint in (
         ({"dequantize": True, "bits": 4}, "contradict"),
         ({"recipe": "mixed_4_6", "bits": 4}, "recipe"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -163,6 +164,15 @@ def test_a_model_that_cannot_be_loaded(make: Callable[..., Registry], tmp_path: 
     assert states(registry)["broken"] == "failed"
     with pytest.raises(CorruptModel):
         registry.lease("broken").result(30)
+
+
+def test_what_a_model_needs(crafted: Path, tmp_path: Path) -> None:
+    """A draft model counts; a file that is not there, `.gguf` too, is a model that is not found."""
+    spec = ModelSpec("a", str(crafted), SMALL)
+    guessing = SMALL.model_copy(update={"draft_model_path": str(crafted)})
+    assert estimate_need(replace(spec, config=guessing)) == 2 * estimate_need(spec)
+    with pytest.raises(ModelNotFound):
+        estimate_need(replace(spec, path=str(tmp_path / "gone.gguf")))
 
 
 def test_unloading(make: Callable[..., Registry], crafted: Path) -> None:

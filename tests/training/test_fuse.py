@@ -17,7 +17,7 @@ import lib_mlx
 from lib_mlx.config import parse_config
 from lib_mlx.conversion.config import ConvertConfig
 from lib_mlx.conversion.conversion import convert
-from lib_mlx.errors import CorruptModel, InvalidArgument, LoadCancelled, ModelNotFound, UnsupportedFeature
+from lib_mlx.errors import CorruptModel, InvalidArgument, LoadCancelled, ModelNotFound, ShuttingDown, UnsupportedFeature
 from lib_mlx.generation import SamplingParams
 from lib_mlx.models.adapters import read_shape
 from lib_mlx.runtime import get_runtime
@@ -273,6 +273,20 @@ def test_a_change_that_nobody_waits_for(model: lib_mlx.Model) -> None:
         engine.resume()
         assert httpx2.get(url).json()["adapter"] is None
         assert answers(model) == CODES
+
+
+def test_a_model_that_goes_away(base: Path, adapter: Path) -> None:
+    """Who waits for a change is told when the model is unloaded, and so is who comes after."""
+    model = lib_mlx.load_model(base, adapters={"other": str(adapter)})
+    engine = get_runtime().engine(model._handle)
+    engine.suspend()
+    waiting = [engine.adapters.change(name) for name in ("other", None)]
+    with pytest.raises(TimeoutError):
+        waiting[0].result(0.2)
+    model.unload()
+    for future in [*waiting, engine.adapters.change("other")]:
+        with pytest.raises(ShuttingDown):
+            future.result(5)
 
 
 def test_an_embedding_under_way(model: lib_mlx.Model) -> None:
