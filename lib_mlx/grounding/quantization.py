@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ import mlx.core as mx
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.grounding.interface import is_pointer_model, tensor_files
 from lib_mlx.models.checkpoint import inspect
+from lib_mlx.models.disk import room_on, save_arrays
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,18 +39,21 @@ def quantize_checkpoint(source: Path, target: Path, bits: Literal[4, 8]) -> Path
         raise InvalidArgument(f"{target} exists already.", hint="Name a new directory.")
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, ignore=shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json"))
-    weight_map: dict[str, str] = {}
-    for file in sorted(set(files.values())):
-        tensors: Any = mx.load(str(file))
-        written = _quantized(tensors, bits)
-        mx.save_safetensors(str(partial / file.name), written, metadata={"format": "mlx"})
-        weight_map |= dict.fromkeys(written, file.name)
-    (partial / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    how = {"group_size": GROUP_SIZE, "bits": bits, "mode": "affine"}
-    config = {**checkpoint.config, "quantization": how, "quantization_config": how}
-    (partial / "config.json").write_text(json.dumps(config, indent=2))
-    partial.rename(target)
+    with room_on(target.parent), contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, partial, ignore_errors=True)
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json"))
+        weight_map: dict[str, str] = {}
+        for file in sorted(set(files.values())):
+            tensors: Any = mx.load(str(file))
+            written = _quantized(tensors, bits)
+            save_arrays(partial / file.name, written, {"format": "mlx"})
+            weight_map |= dict.fromkeys(written, file.name)
+        (partial / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+        how = {"group_size": GROUP_SIZE, "bits": bits, "mode": "affine"}
+        config = {**checkpoint.config, "quantization": how, "quantization_config": how}
+        (partial / "config.json").write_text(json.dumps(config, indent=2))
+        partial.rename(target)
+        undo.pop_all()
     return target
 
 

@@ -9,15 +9,16 @@ import shutil
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from lib_mlx.errors import InvalidArgument
-from lib_mlx.models.disk import make_folder, room_on
+from lib_mlx.models.disk import make_folder, room_on, save_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    import mlx.core as mx
 
 PART_BYTES = 4 << 30  # the most that one file holds
 _INDEX = "model.safetensors.index.json"
@@ -110,9 +111,7 @@ def _staging(target: Path, identity: str, *, keep: bool) -> Path:
 def _write_part(path: Path, arrays: dict[str, mx.array]) -> None:
     if path.exists():  # it was renamed when it was whole
         return
-    half = path.with_name(f"half-{path.name}")
-    mx.save_safetensors(str(half), arrays, {"format": "mlx"})
-    half.rename(path)
+    save_arrays(path, arrays, {"format": "mlx"})
 
 
 def _copy_rest(source: Path, staged: Path) -> None:

@@ -17,7 +17,7 @@ from lib_mlx.errors import CorruptModel, InvalidArgument
 from lib_mlx.generation import PixelBounds
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
-from lib_mlx.models.disk import make_folder, room_on, staged_file
+from lib_mlx.models.disk import make_folder, room_on, save_arrays, staged_file
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
 from lib_mlx.training.progress import History, Row
 
@@ -242,7 +242,7 @@ class _Training:
         self._refuse_unsound()
         from lib_mlx.models.adapters import CONFIG, WEIGHTS
 
-        _save_arrays(self._folder / WEIGHTS, self._network.weights(), {})
+        save_arrays(self._folder / WEIGHTS, self._network.weights(), {})
         text = json.dumps({**self._network.shape.to_json(), "model": self._config.model_path}, indent=2)
         _write(self._folder / CONFIG, text)
 
@@ -259,7 +259,7 @@ class _Training:
             "config": self._config.model_dump(mode="json"),
             "examples": self._digest,
         }
-        _save_arrays(self._folder / "checkpoint.safetensors", self._network.state(), {"training": json.dumps(state)})
+        save_arrays(self._folder / "checkpoint.safetensors", self._network.state(), {"training": json.dumps(state)})
 
     def _restore(self) -> None:
         """Go on from the folder's checkpoint, if there is one."""
@@ -346,13 +346,6 @@ def _memory() -> int:
     import mlx.core as mx
 
     return int(get_worker().run(mx.get_peak_memory))
-
-
-def _save_arrays(path: Path, arrays: dict[str, Any], metadata: dict[str, str]) -> None:
-    import mlx.core as mx
-
-    with staged_file(path) as staged:
-        mx.save_safetensors(str(staged), arrays, metadata)
 
 
 def _write(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from lib_mlx.errors import DiskFull
 from lib_mlx.models.disk import room_on
+from tests.checkpoints.tiny import build_tiny
 from tests.models.gguf_files import write_gguf
 from tests.models.test_fetch import DIGEST, NAME
 from tests.models.test_fetch import site as site  # noqa: PLC0414 - a fixture
@@ -85,3 +86,31 @@ def test_the_folder_is_named(tmp_path: Path) -> None:
         Path("/dev/full").write_bytes(b"x")
     with pytest.raises(FileNotFoundError), room_on(tmp_path):
         (tmp_path / "nowhere" / "file").touch()
+
+
+TRAIN = """
+import sys
+from pathlib import Path
+from lib_mlx.conversion.config import ConvertConfig
+from lib_mlx.conversion.conversion import convert
+from lib_mlx.errors import DiskFull
+from lib_mlx.training.config import TrainConfig
+from lib_mlx.training.trainer import train
+model, data, folder = sys.argv[1:]
+training = TrainConfig(model_path=model, data_path=data, output_path=folder + "/trained", method="full", steps=1)
+for work, config in ((train, training), (convert, ConvertConfig(model_path=model, output_path=folder + "/converted"))):
+    try:
+        work(config)
+    except DiskFull as error:
+        left = [path for path in Path(folder).rglob("*") if path.suffix == ".safetensors"]
+        print(error.message.partition(" in ")[0], left)
+"""
+
+
+def test_making_models_on_a_full_disk(tmp_path: Path) -> None:
+    """Training and converting end with the error, and leave no part of a file."""
+    tiny = build_tiny(tmp_path / "tiny")
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "red", "completion": "alpha"}\n' * 8)
+    lines = run(tmp_path / "small", 200, TRAIN, tiny, data, tmp_path / "small")
+    assert lines == ["There is no room left []"] * 2
