@@ -107,6 +107,14 @@ def test_rotary_scaling_reaches_the_config(metadata: dict[str, Any], scaling: di
     assert scaling.items() <= config["rope_scaling"].items()
 
 
+@pytest.mark.parametrize("arch", ["gemma", "gemma2", "phi2"])
+def test_a_scaling_that_mlx_lm_passes_over(arch: str, tmp_path: Path) -> None:
+    """Where mlx-lm's model has no rotary scaling, a file that wants one is refused: it would say something else."""
+    wanted = {f"{arch}.rope.scaling.type": "linear", f"{arch}.rope.scaling.factor": 4.0}
+    with pytest.raises(UnsupportedModel, match="mlx-lm does not do"):
+        convert_gguf(write_gguf(tmp_path / "m.gguf", arch, metadata=wanted).path, tmp_path / "m")
+
+
 def test_llama3_divisors_are_recognised(tmp_path: Path) -> None:
     """The divisors of Llama 3.1's rotary scaling become `rope_scaling`; any others are refused."""
     wavelengths = 2 * np.pi * 20000.0 ** (np.arange(0, HEAD_DIM, 2) / HEAD_DIM)

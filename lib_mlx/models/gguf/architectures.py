@@ -73,6 +73,8 @@ class Architecture:
     final_norm: str = "norm"
     partial_rope: bool = False
     """Whether a part of each head alone may be rotated."""
+    scalings: frozenset[str] = frozenset({"linear", "yarn", "llama3"})
+    """Those of the rotary embedding that mlx-lm has for it; it passes over all others."""
 
     @property
     def top(self) -> Mapping[str, str]:
@@ -84,13 +86,21 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "llama": Architecture("llama", "LlamaForCausalLM", _LAYER, rope="llama", biases="optional"),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", _LAYER, biases="qkv"),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", _LAYER, head_norms=True),
-    "gemma": Architecture("gemma", "GemmaForCausalLM", _LAYER, norm_offset=True),
-    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _GEMMA_LAYER, norm_offset=True),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", _LAYER, norm_offset=True, scalings=frozenset()),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", _GEMMA_LAYER, norm_offset=True, scalings=frozenset()),
     "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", _GEMMA_LAYER, norm_offset=True, head_norms=True),
     "phi2": Architecture(
-        "phi", "PhiForCausalLM", _PHI2_LAYER, biases="all", final_norm="final_layernorm", partial_rope=True
+        "phi",
+        "PhiForCausalLM",
+        _PHI2_LAYER,
+        biases="all",
+        final_norm="final_layernorm",
+        partial_rope=True,
+        scalings=frozenset(),
     ),
-    "phi3": Architecture("phi3", "Phi3ForCausalLM", _PHI3_LAYER, partial_rope=True),
+    "phi3": Architecture(
+        "phi3", "Phi3ForCausalLM", _PHI3_LAYER, partial_rope=True, scalings=frozenset({"linear", "longrope"})
+    ),
 }
 
 
@@ -172,7 +182,17 @@ class Plan:
             config["layer_norm_eps"] = self._keys.number("attention.layer_norm_epsilon")
         else:
             config["rms_norm_eps"] = self._keys.number("attention.layer_norm_rms_epsilon")
-        return config | rope_scaling(self._keys, rotated, config) | self._extras(config)
+        return config | self._scaling(rotated, config) | self._extras(config)
+
+    def _scaling(self, rotated: int, config: dict[str, Any]) -> dict[str, Any]:
+        found = rope_scaling(self._keys, rotated, config)
+        if found and found["rope_scaling"]["rope_type"] not in self._arch.scalings:
+            raise UnsupportedModel(
+                f"{self._source.path} scales its rotary embedding by {found['rope_scaling']['rope_type']!r}, "
+                f"which mlx-lm does not do for {self._arch.model_type}.",
+                hint="Use the model's safetensors repository instead.",
+            )
+        return found
 
     def _layers(self) -> int:
         """Return how many layers there are; refuses a number that would take memory for names of no tensor."""
