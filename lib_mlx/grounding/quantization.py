@@ -12,7 +12,8 @@ import mlx.core as mx
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.grounding.interface import is_pointer_model, tensor_files
 from lib_mlx.models.checkpoint import inspect
-from lib_mlx.models.disk import room_on, save_arrays
+from lib_mlx.models.disk import room_on
+from lib_mlx.models.writing import save_arrays
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from lib_mlx.errors import DiskFull, InvalidArgument
 
@@ -32,15 +32,6 @@ def room_on(folder: Path) -> Iterator[None]:
             f"There is no room left in {folder}: {error.strerror}.",
             hint="Make room, or have it elsewhere (LIB_MLX_DATA_DIR, LIB_MLX_STATE_DIR, HF_HOME), and try again.",
         ) from error
-
-
-def save_arrays(path: Path, arrays: dict[str, Any], metadata: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all. Engine thread only."""
-    import mlx.core as mx
-
-    # Through Python's file: what goes wrong with MLX's own is a RuntimeError that does not say why.
-    with staged_file(path) as staged, staged.open("wb") as file:
-        mx.save_safetensors(cast("Any", file), arrays, metadata)
 
 
 def make_folder(folder: Path) -> None:

@@ -9,16 +9,16 @@ import shutil
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
+import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from lib_mlx.errors import InvalidArgument
-from lib_mlx.models.disk import make_folder, room_on, save_arrays
+from lib_mlx.models.disk import make_folder, room_on, staged_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    import mlx.core as mx
 
 PART_BYTES = 4 << 30  # the most that one file holds
 _INDEX = "model.safetensors.index.json"
@@ -78,6 +78,13 @@ def write_model(
         staged.rename(target)
         undo.pop_all()
     return target
+
+
+def save_arrays(path: Path, arrays: dict[str, mx.array], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all; raises OSError if it cannot be."""
+    # Through Python's file: what goes wrong with MLX's own is a RuntimeError that does not say why.
+    with staged_file(path) as staged, staged.open("wb") as file:
+        mx.save_safetensors(cast("Any", file), arrays, metadata)
 
 
 def _parts(sizes: dict[str, int], limit: int) -> Iterator[list[str]]:

@@ -60,6 +60,8 @@ class TrainedNetwork:
         self._language: Any = self.vision.language if self.vision else network
         if self.vision:
             _refuse_untrainable(checkpoint)
+        if config.method == "full":
+            _refuse_quantised(self._language)
         if mx.default_device() == mx.cpu:
             _widen(self._network)
         elif config.method == "full":
@@ -169,6 +171,17 @@ def _refuse_untrainable(checkpoint: Checkpoint) -> None:
             f"mlx-vlm cannot train models of the architecture {checkpoint.model_type!r}.",
             hint="Use another model.",
             param="model_path",
+        )
+
+
+def _refuse_quantised(network: Any) -> None:
+    """Refuse weights that no adapter of other types has a place for."""
+    arrays: Iterable[tuple[str, mx.array]] = cast("Any", tree_flatten(network.parameters()))
+    if any(array.dtype == mx.uint32 for _, array in arrays):
+        raise UnsupportedFeature(
+            "Quantised weights themselves cannot be trained.",
+            hint="Use lora or dora; or make them floating-point first: lib-mlx convert --dequantize.",
+            param="method",
         )
 
 

@@ -17,7 +17,7 @@ from lib_mlx.errors import CorruptModel, InvalidArgument
 from lib_mlx.generation import PixelBounds
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
-from lib_mlx.models.disk import make_folder, room_on, save_arrays, staged_file
+from lib_mlx.models.disk import make_folder, room_on, staged_file
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
 from lib_mlx.training.progress import History, Row
 
@@ -241,6 +241,7 @@ class _Training:
         """Write the adapter as it is."""
         self._refuse_unsound()
         from lib_mlx.models.adapters import CONFIG, WEIGHTS
+        from lib_mlx.models.writing import save_arrays
 
         save_arrays(self._folder / WEIGHTS, self._network.weights(), {})
         text = json.dumps({**self._network.shape.to_json(), "model": self._config.model_path}, indent=2)
@@ -248,6 +249,8 @@ class _Training:
 
     def _save(self) -> None:
         """Write what a continuation needs, the history, and without validations the adapter."""
+        from lib_mlx.models.writing import save_arrays
+
         self._refuse_unsound()
         if not self._examples.valid:
             self._keep()

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from lib_mlx.conversion.config import ConvertConfig
+from lib_mlx.conversion.conversion import convert
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import CorruptModel, InvalidArgument, UnsupportedFeature
 from lib_mlx.training.trainer import Batches, train
@@ -169,6 +171,10 @@ def test_what_cannot_be_trained(config: Callable[..., TrainConfig], tmp_path: Pa
         train(config(method="lora", dropout=0.1, checkpoint_layers=True))
     with pytest.raises(InvalidArgument, match="min_pixels is for models that read images"):
         train(config(min_pixels=3136))
+    small = ConvertConfig(model_path=config().model_path, output_path=str(tmp_path / "small"), bits=8)
+    with pytest.raises(UnsupportedFeature, match="convert --dequantize"):
+        train(config(model_path=str(convert(small).path)))
+    assert train(config(model_path=str(tmp_path / "small"), method="lora", steps=1)).step == 1
     few = write_jsonl(tmp_path / "few.jsonl", [{"text": "one"}])
     with pytest.raises(InvalidArgument, match="1 examples"):
         train(config(data_path=str(few)))
