@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lib_mlx.config import EngineConfig
+from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import ShuttingDown, Suspended
 from lib_mlx.generation import GenerationRequest, Message
 from lib_mlx.registry import ModelSpec, Registry
@@ -135,8 +136,10 @@ def test_resumed_before_it_noticed(crafted: Path, what: str) -> None:
             async with sessions.lease("a"):
                 pass
 
+        get_worker().submit(time.sleep, 0.2)  # the load cannot end before
         task = asyncio.create_task(use())
         await asyncio.sleep(0.01)
+        assert not task.done()
         registry.suspend()
         sessions.suspended()
         registry.resume()
