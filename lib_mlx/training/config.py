@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from lib_mlx.config import Config
 
 Method = Literal["lora", "dora", "full"]
 OptimizerName = Literal["adam", "adamw", "sgd", "adafactor", "muon"]
 ScheduleName = Literal["constant", "linear", "cosine"]
+
+
+def _not_none(layers: int) -> int:
+    if layers == 0:  # all, to mlx-lm
+        raise PydanticCustomError("layers", "Input should be greater than 0, or -1 for all")
+    return layers
 
 
 class TrainConfig(Config):
@@ -24,7 +31,7 @@ class TrainConfig(Config):
     """A directory for the adapter, the checkpoint and the loss."""
     method: Method = "lora"
     """"lora" (arXiv:2106.09685), "dora" (arXiv:2402.09353), or "full": the weights themselves."""
-    layers: Annotated[int, Field(ge=-1)] = -1
+    layers: Annotated[int, Field(ge=-1), AfterValidator(_not_none)] = -1
     """How many of the last layers are trained; -1: all."""
     rank: Annotated[int, Field(ge=1)] = 8
     """Of the adapter's matrices."""
@@ -58,7 +65,7 @@ class TrainConfig(Config):
     """Steps between checkpoints."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many validations without a better one."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     """Of the order of examples, new weights and dropout."""
     min_pixels: Annotated[int, Field(ge=1)] | None = None
     """The least pixels of an image as the model sees it; None: as the model has it."""

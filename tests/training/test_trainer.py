@@ -159,20 +159,30 @@ def test_what_cannot_be_gone_on_with(config: Callable[..., TrainConfig]) -> None
 
 
 def test_what_cannot_be_trained(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
-    """More layers than there are, fewer examples than a batch, and what is for other models, are told."""
+    """More layers than there are, or none, a place that is taken, and what is for other models, are told."""
     with pytest.raises(UnsupportedFeature, match="2 layers, not 3"):
         train(config(method="lora", layers=3))
     with pytest.raises(InvalidArgument, match="other inputs than the first time"):
         train(config(method="lora", dropout=0.1, checkpoint_layers=True))
     with pytest.raises(InvalidArgument, match="min_pixels is for models that read images"):
         train(config(min_pixels=3136))
+    with pytest.raises(InvalidArgument, match="greater than 0, or -1 for all"):
+        config(layers=0)
+    with pytest.raises(InvalidArgument, match="'seed'"):
+        config(seed=-1)
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidArgument, match="file is a file"):
+        train(config(output_path=str(tmp_path / "file" / "out")))
+
+
+def test_few_examples(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Fewer than a batch are a smaller batch."""
     few = write_jsonl(tmp_path / "few.jsonl", [{"text": "one"}])
-    with pytest.raises(InvalidArgument, match="1 examples"):
-        train(config(data_path=str(few)))
+    assert train(config(data_path=str(few), steps=2)).step == 2
 
 
 def test_batches_come_in_rounds() -> None:
-    """Each batch comes once in a round, in an order of the round's own that only the seed decides."""
+    """Each batch comes once in a round, in an order of the round's own that only the seed decides; all are in one."""
     from lib_mlx.training.examples import Example
 
     examples = [Example((1,) * length, ((0, length),)) for length in range(2, 14)]
@@ -181,6 +191,8 @@ def test_batches_come_in_rounds() -> None:
     assert all(sorted(turn) == [2, 5, 8, 11] for turn in rounds)
     assert len({tuple(turn) for turn in rounds}) > 1
     assert same[17] == batches[17]
+    uneven = Batches(examples[:11], 3, 1)
+    assert sorted(len(example.tokens) for place in range(4) for example in uneven[place]) == [*range(2, 13)]
     assert [other[number] for number in range(24)] != [batches[number] for number in range(24)]
 
 
