@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -18,7 +18,7 @@ from pydantic.alias_generators import to_camel
 from lib_mlx.errors import InvalidArgument, InvalidJson
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 CpuWeights = Literal["auto", "float32", "quantized"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -274,13 +274,30 @@ def _invalid_argument(
     first = error.errors(include_url=False, include_context=False)[0]
     key = _as_written(kind, ".".join(str(part) for part in first["loc"]), values)
     if first["type"] == "extra_forbidden":
-        known = list(kind.model_fields)
-        near = difflib.get_close_matches(key, [*known, *map(to_camel, known)], n=1)
+        known = list(_inner(kind, first["loc"][:-1]).model_fields)
+        near = difflib.get_close_matches(str(first["loc"][-1]), [*known, *map(to_camel, known)], n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(known)}."
         return InvalidArgument(f"Unknown key {key!r}.", hint=hint, param=key)
     if first["type"] == "missing":
         return InvalidArgument(f"The key {key!r} is required.", param=key)
     return InvalidArgument(f"Invalid value for {key!r}: {first['msg']}.", param=key)
+
+
+def _inner(kind: type[BaseModel], keys: Sequence[int | str]) -> type[BaseModel]:
+    """Return the schema of the object that `keys` lead to, as far as they are fields."""
+    for key in keys:
+        fields = {name: field for own, field in kind.model_fields.items() for name in (own, to_camel(own))}
+        if key in fields:
+            kind = next(_schemas(fields[str(key)].annotation), kind)
+    return kind
+
+
+def _schemas(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the schemas that an annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _schemas(part)
 
 
 def _as_written(kind: type[Config], key: str, values: Mapping[str, Any]) -> str:

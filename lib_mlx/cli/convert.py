@@ -62,7 +62,7 @@ def quantize(
 
 def fuse(
     model: ModelName,
-    adapter: Annotated[Path, typer.Argument(help="The adapter's directory, as `lib-mlx train` writes it.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="Its folder, as `lib-mlx train` writes it.")],
     output: Output,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Leave no weight quantised.")] = False,
     quiet: Quiet = False,

@@ -85,9 +85,9 @@ def perplexity(
         typer.echo(json.dumps(found, indent=2))
         return
     width = max(map(len, models))
-    typer.echo(f"{'':{width}}{'size, MB':>10}{'perplexity':>12}{'+-':>8}{'tokens':>9}")
+    typer.echo(f"{'':{width}}{'size, MB':>10}{'perplexity':>12}{'+-':>12}{'tokens':>9}")
     for model, row in found.items():
-        told = f"{row['perplexity']:12.3f}{row['standard_error']:8.3f}{row['tokens']:9d}"
+        told = f"{row['perplexity']:12.3f}{row['standard_error']:12.3f}{row['tokens']:9d}"
         typer.echo(f"{model:{width}}{_size(model):10.1f}{told}")
 
 

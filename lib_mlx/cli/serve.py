@@ -31,19 +31,30 @@ Config = Annotated[Path | None, typer.Option(help="A configuration file instead 
 
 
 def overrides(
-    models: list[str] | None, host: str | None, port: int | None, uds: str | None, api_key: str | None
+    models: list[str] | None,
+    host: str | None,
+    port: int | None,
+    uds: str | None,
+    api_key: str | None,
+    config: Path | None,
 ) -> dict[str, Any]:
-    """Return what the command line says, in the shape of the settings."""
+    """Return what the command line says, in the shape of the settings; models of the file are meant by their names."""
+    from lib_mlx.settings import load_settings
+
     server = {"host": host, "port": port, "uds": uds, "api_key": api_key}
     chosen: dict[str, Any] = {"server": {key: value for key, value in server.items() if value is not None}}
     if models:
-        chosen["models"] = {_name(model): {"path": _path(model), "preload": True} for model in models}
+        known = load_settings(file=config).models
+        chosen["models"] = {
+            **{model: {"preload": True} for model in models if model in known},
+            **{_name(model): {"path": _path(model), "preload": True} for model in models if model not in known},
+        }
     return chosen
 
 
 def as_arguments(chosen: dict[str, Any], config: Path | None, hosts: Path | None = None) -> list[str]:
     """Return the arguments that say the same again, from any directory."""
-    arguments = [str(model["path"]) for model in chosen.get("models", {}).values()]
+    arguments = [str(model.get("path", name)) for name, model in chosen.get("models", {}).items()]
     for key, value in chosen["server"].items():
         arguments += [f"--{key.replace('_', '-')}", str(value)]
     for key, file in (("--config", config), ("--hosts", hosts)):
@@ -80,7 +91,7 @@ def serve(  # noqa: PLR0917 - typer makes options of them
 
     if service is not None and not sys.stdin.isatty():
         sys.stdin.read()  # `service.control` closes it when it has written down who we are
-    chosen = overrides(models, host, port, uds, api_key)
+    chosen = overrides(models, host, port, uds, api_key, config)
     settings = load_settings(chosen, file=config)
     log = None
     if service is not None:

@@ -34,7 +34,7 @@ def start(
     from lib_mlx.service import control
     from lib_mlx.settings import config_file, load_settings
 
-    chosen = serve.overrides(models, host, port, uds, api_key)
+    chosen = serve.overrides(models, host, port, uds, api_key, config)
     settings = load_settings(chosen, file=config)  # what is wrong with them is told here, and not by a log
     arguments = serve.as_arguments(chosen, config_file(config), hosts)  # it runs in another directory
     state, started = control.start(name, arguments, settings.service.start_timeout_s)

@@ -47,7 +47,7 @@ def train(
 
     Of a vision model the language part learns, from examples with and without images.
     """
-    told = {key: value for key, value in locals().items() if value is not None and value is not False}
+    told = {key: value for key, value in locals().items() if value is not None and value is not False}  # 0 is told
     paths = {
         "model_path": told.pop("model"),
         "data_path": str(told.pop("data")),
@@ -68,9 +68,11 @@ def train(
     for line in result.cut:
         typer.echo(line, err=True)
     best = "" if result.best_validation_loss is None else f", best validation {result.best_validation_loss:.3f}"
-    typer.echo(f"{result.ended} after {result.step} steps: loss {result.loss:.3f}{best}", err=True)
+    steps_done = "1 step" if result.step == 1 else f"{result.step} steps"
+    typer.echo(f"{result.ended} after {steps_done}: loss {result.loss:.3f}{best}", err=True)
     typer.echo(result.path)
     if result.ended == "interrupted":
+        typer.echo("The same command goes on.", err=True)
         raise typer.Exit(130)
 
 

@@ -25,7 +25,7 @@ def install(
     from lib_mlx.service import units
     from lib_mlx.settings import config_file, load_settings
 
-    chosen = serve.overrides(models, host, port, uds, api_key)
+    chosen = serve.overrides(models, host, port, uds, api_key, config)
     load_settings(chosen, file=config)
     path = units.install(name, serve.as_arguments(chosen, config_file(config), hosts))
     typer.echo(f"{path} is written. To start it, now and at every login:")

@@ -142,7 +142,8 @@ def read_text(path: Path) -> str:
     try:
         return path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise InvalidArgument(f"{path} cannot be read: {error}.", hint="Name a text in UTF-8.", param="text") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidArgument(f"{path} cannot be read: {reason}.", hint="Name a text in UTF-8.", param="text") from None
 
 
 @contextlib.contextmanager

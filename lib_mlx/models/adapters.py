@@ -55,7 +55,9 @@ def read_shape(path: Path) -> AdapterShape:
         CorruptModel: its configuration cannot be read.
     """
     if not (path / CONFIG).is_file() or not (path / WEIGHTS).is_file():
-        raise ModelNotFound(f"{path} holds no adapter.", hint=f"It needs {CONFIG} and {WEIGHTS}.", param="adapter_path")
+        raise ModelNotFound(
+            f"{path.absolute()} holds no adapter.", hint=f"It needs {CONFIG} and {WEIGHTS}.", param="adapter_path"
+        )
     try:
         values = json.loads((path / CONFIG).read_bytes())
         return _shape_of(values)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lib_mlx.config import EngineConfig
     from lib_mlx.models.checkpoint import Checkpoint
 
+_HEADS = ("num_attention_heads", "num_key_value_heads")
 _SAMPLE_BYTES = 64 << 10
 _group: mx.distributed.Group | None = None
 _by_layers = False
@@ -149,7 +151,7 @@ def _divide_layers(network: Any, checkpoint: Checkpoint, group: mx.distributed.G
     """Leave this rank a part of every layer."""
     if not hasattr(network, "shard"):
         raise _indivisible(checkpoint, "divide the layers", "Try a 'sharding' of 'pipeline'.")
-    for key in ("num_attention_heads", "num_key_value_heads"):
+    for key in _HEADS:
         _check_count(key, checkpoint)
     network.shard(group)
 
@@ -177,11 +179,21 @@ def _check_count(key: str, checkpoint: Checkpoint) -> None:
     count = (checkpoint.config.get("text_config") or checkpoint.config).get(key)
     if isinstance(count, int) and count % ranks():
         kind = key.removeprefix("num_").replace("_", " ")
-        raise _uneven(f"The model has {count} {kind}, which cannot be divided among {ranks()} ranks.")
+        raise _uneven(
+            f"The model has {count} {kind}, which cannot be divided among {ranks()} ranks.", _even_numbers(checkpoint)
+        )
 
 
-def _uneven(message: str) -> LibMlxError:
-    return UnsupportedFeature(message, hint="Name another number of hosts.", param="hosts")
+def _uneven(message: str, hint: str = "Name another number of hosts.") -> LibMlxError:
+    return UnsupportedFeature(message, hint=hint, param="hosts")
+
+
+def _even_numbers(checkpoint: Checkpoint) -> str:
+    """Tell among how many hosts the heads can be divided."""
+    config = checkpoint.config.get("text_config") or checkpoint.config
+    common = math.gcd(*(count for key in _HEADS if isinstance(count := config.get(key), int)))
+    able = [str(number) for number in range(2, common + 1) if common % number == 0]
+    return f"Its heads can be divided among {', '.join(able)} hosts." if able else "Run one copy per machine instead."
 
 
 class ShardedNetwork(Module):

@@ -82,8 +82,9 @@ def read_hosts(file: Path) -> HostFile:
         hosts = parse_config(HostFile, {"hosts": content} if isinstance(content, list) else _object(content))
         _check(hosts)
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise InvalidArgument(
-            f"{file} cannot be read: {error}.",
+            f"{file} cannot be read: {reason}.",
             hint='Write mlx.launch\'s format, such as [{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}, …].',
             param="hosts",
         ) from None

@@ -140,11 +140,11 @@ class Launch:
             raise RuntimeError("a launcher without a stdout")
         with contextlib.suppress(OSError, ValueError):  # it has been closed
             for data in self._launcher.stdout:
-                line = data.decode(errors="replace")
+                line = _COLOUR.sub("", data.decode(errors="replace"))
                 with contextlib.suppress(OSError, ValueError):  # nobody reads; the ranks must not wait for that
                     sys.stderr.write(line)
                     sys.stderr.flush()
-                if text := _COLOUR.sub("", line[:_WORDS]).strip():
+                if text := line[:_WORDS].strip():
                     self._lines.append(text)
 
     def _stuff(self) -> None:

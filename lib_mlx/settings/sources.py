@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import platformdirs
 import pydantic
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NAMES = ("lib-mlx.toml", "lib-mlx.yaml", "lib-mlx.yml", "lib-mlx.json")
 PREFIX = "LIB_MLX_"
+_PATHS = ("path", "adapter_path", "draft_model_path", "prefix_cache_path")
 FILE_VARIABLE = "LIB_MLX_CONFIG"
 
 
@@ -60,7 +61,7 @@ def load_settings(
     """
     found = config_file(file)
     text = _text(found) if found else ""
-    from_file = _parse(found, text) if found else {}
+    from_file = _anchored(_parse(found, text), found.absolute().parent) if found else {}
     _check(from_file, _InFile(found, text))
     from_environment = _variables(environment)
     _check(_merged(from_file, from_environment), _InEnvironment(from_environment))
@@ -108,6 +109,34 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     if values and all(isinstance(value, str) for value in values.values()):
         return {"models": values}
     return values
+
+
+def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a file's values with the whole path of what lies beside it: a service runs in another directory."""
+    engine, models = values.get("engine"), values.get("models")
+    return {
+        **values,
+        **({"engine": _paths_beside(engine, folder)} if engine else {}),
+        **(
+            {"models": {key: _paths_beside(model, folder) for key, model in models.items()}}
+            if _is_table(models)
+            else {}
+        ),
+    }
+
+
+def _paths_beside(value: Any, folder: Path) -> Any:
+    """Return a path, or a table with some, likewise."""
+    if not _is_table(value):
+        return str(folder / value) if isinstance(value, str) and value and (folder / value).exists() else value
+    adapters = value["adapters"] if _is_table(value.get("adapters")) else {}
+    own = {key: _paths_beside(value[key], folder) for key in _PATHS if str(value.get(key, "")) not in {"", *adapters}}
+    named = {key: _paths_beside(path, folder) for key, path in adapters.items()}
+    return {**value, **own, **({"adapters": named} if named else {})}
+
+
+def _is_table(value: Any) -> TypeGuard[dict[str, Any]]:
+    return isinstance(value, dict)
 
 
 def _line_of(path: Path, text: str, keys: Sequence[str]) -> int | None:

@@ -58,7 +58,7 @@ class TrainConfig(Config):
     """Steps between checkpoints."""
     patience: Annotated[int, Field(ge=1)] | None = None
     """Stop after so many validations without a better one."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     """Of the order of examples, new weights and dropout."""
     min_pixels: Annotated[int, Field(ge=1)] | None = None
     """The least pixels of an image as the model sees it; None: as the model has it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+from codecs import BOM_UTF8
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,7 +150,7 @@ class _Reader:
 
     def _text(self, value: dict[str, Any]) -> tuple[tuple[int, ...], _Spans]:
         if unknown := set(value) - {"text"}:
-            raise InvalidArgument(f"unknown key {min(unknown)!r}.")
+            raise InvalidArgument(f"unknown key {min(unknown)!r}.", hint="Leave it out.")
         if not isinstance(value["text"], str):
             raise InvalidArgument("'text' is no text.")
         with self._tokenizer.lock:
@@ -196,14 +197,28 @@ def _row(content: bytes, folder: Path) -> dict[str, Any]:
     try:
         value = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise InvalidArgument(f"not JSON: {error}.") from None
-    keys = set(value) if isinstance(value, dict) else set()
-    if not any(shape <= keys for shape in _SHAPES):
+        if not _is_utf8(content):
+            raise InvalidArgument("not UTF-8.", hint="Save the file as UTF-8.") from None
         raise InvalidArgument(
-            "neither text, nor prompt and completion, nor messages, nor question and answer.",
-            hint='For example {"messages": [...]}.',
+            f"not JSON: {error.msg}, at character {error.pos + 1}.", hint="Write one JSON object a line."
+        ) from None
+    if not isinstance(value, dict):
+        raise InvalidArgument("no JSON object.", hint="Write one JSON object a line.")
+    if not any(shape <= set(value) for shape in _SHAPES):
+        found = ", ".join(map(repr, value)) or "nothing"
+        raise InvalidArgument(
+            f"neither text, nor prompt and completion, nor messages, nor question and answer, but {found}.",
+            hint='Name the columns so, for example {"prompt": "…", "completion": "…"}.',
         )
     return as_conversation(value, folder)
+
+
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _placed(
@@ -227,10 +242,10 @@ def _agreement(tokens: tuple[int, ...], beginning: list[int]) -> int:
 def _request(value: dict[str, Any]) -> GenerationRequest:
     if "messages" in value:
         if unknown := set(value) - {"messages", "tools", "parallel_tool_calls"}:
-            raise InvalidArgument(f"unknown key {min(unknown)!r}.")
+            raise InvalidArgument(f"unknown key {min(unknown)!r}.", hint="Leave it out.")
         return to_generation(validate(ChatRequest, value))
     if unknown := set(value) - {"prompt", "completion"}:
-        raise InvalidArgument(f"unknown key {min(unknown)!r}.")
+        raise InvalidArgument(f"unknown key {min(unknown)!r}.", hint="Leave it out.")
     for key in ("prompt", "completion"):
         if not isinstance(value[key], str):
             raise InvalidArgument(f"{key!r} is no text.")
@@ -242,6 +257,9 @@ def _lines(path: Path) -> Iterator[tuple[Line, bytes]]:
     offset = 0
     try:
         with path.open("rb") as file:
+            if file.read(len(BOM_UTF8)) == BOM_UTF8:  # Windows' editors write it
+                offset = len(BOM_UTF8)
+            file.seek(offset)
             for number, content in enumerate(file, 1):
                 if content.strip():
                     yield Line(path, number, offset), content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,8 @@ def train(
             hint="Use dropout 0 with checkpoint_layers.",
             param="dropout",
         )
+    folder = Path(config.output_path).expanduser()
+    _check_place(folder)
     checkpoint = inspect(store.resolve(config.model_path), trust_remote_code=config.trust_remote_code)
     worker = get_worker()
     import_on_worker("lib_mlx.training.network")
@@ -114,7 +117,6 @@ def train(
             param="patience",
         )
     batches = Batches(examples.train, config.batch_size, config.seed)
-    folder = Path(config.output_path).expanduser()
     with room_on(folder), contextlib.ExitStack() as end:
         network = worker.run(TrainedNetwork, checkpoint, config)
         end.callback(worker.run, network.close)
@@ -123,6 +125,18 @@ def train(
             features = Features(network.vision, images, config.image_cache_bytes)
             end.callback(worker.run, features.close)
         return _Training(config, folder, network, examples, batches, features).run(progress, cancelled)
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a directory that cannot be written, before anything takes time."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        reason = "may not be written" if there.is_dir() else "is a file"
+        raise InvalidArgument(
+            f"{folder} cannot be a folder for the training: {there} {reason}.",
+            hint="Name another one.",
+            param="output_path",
+        )
 
 
 def _image_reader(checkpoint: Checkpoint, tokenizer: LoadedTokenizer, config: TrainConfig) -> MediaReader | None:
@@ -312,16 +326,10 @@ class _Training:
 class Batches:
     """Batches without end, the n-th of which depends on the seed and n alone. Examples of one length go together.
 
-    What is left over is a smaller batch.
+    What is left over is a smaller batch: otherwise the longest examples would never be learnt.
     """
 
     def __init__(self, examples: list[Example], size: int, seed: int) -> None:
-        if len(examples) < size:
-            raise InvalidArgument(
-                f"There are {len(examples)} examples to learn from, fewer than a batch of {size}.",
-                hint="Give more, or a smaller batch_size.",
-                param="batch_size",
-            )
         ordered = sorted(examples, key=lambda example: len(example.tokens))
         self._batches = [ordered[at : at + size] for at in range(0, len(ordered), size)]
         self._seed = seed

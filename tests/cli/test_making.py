@@ -107,6 +107,7 @@ def test_ctrl_c_saves(tiny: Path, data: Path, tmp_path: Path) -> None:
         rest = training.stderr.read()
         assert training.wait(30) == 130
     assert "interrupted after" in rest
+    assert "The same command goes on." in rest
     reached = int(re.findall(r"interrupted after (\d+) steps", rest)[0])
     assert len((tmp_path / "out" / "loss.csv").read_text().splitlines()) == reached + 1
     assert (tmp_path / "out" / "adapters.safetensors").is_file()
@@ -134,6 +135,9 @@ def test_what_is_wrong(run: Callable[..., subprocess.CompletedProcess[str]], tin
     assert "bad.jsonl:1: neither text" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert "method" in run("train", tiny, "--data", "bad.jsonl", "--output", "out", "--method", "magic", code=1).stderr
+    for option in ("steps", "batch-size", "rank", "patience", "validate-every", "layers"):
+        none = run("train", tiny, "--data", "bad.jsonl", "--output", "out", f"--{option}", 0, code=1).stderr
+        assert f"Invalid value for '{option.replace('-', '_')}'" in none
     (tmp_path / "taken").mkdir()
     assert "taken exists already" in run("quantize", tiny, "taken", code=1).stderr
     assert "contradict" not in run("quantize", tiny, "new", "--bits", 7, code=1).stderr

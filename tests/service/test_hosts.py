@@ -34,7 +34,7 @@ OTHER: dict[str, Any] = {"ssh": "mac2", "ips": ["10.1.2.3"]}
         ([HERE, OTHER | {"ips": "10.1.2.3"}], "hosts.1.ips", "valid list"),
         ([HERE, OTHER | {"ips": ["fe80::1"]}], "hosts.1.ips.0", "pattern"),
         ([HERE, OTHER | {"ips": []}], "hosts.1.ips", "it is empty"),
-        ([HERE, OTHER | {"ip": "10.1.2.3"}], "hosts.1.ip", "Unknown key"),
+        ([HERE, OTHER | {"ip": "10.1.2.3"}], "hosts.1.ip", "Did you mean 'ips'"),
         ({"backend": "rings", "hosts": [HERE, OTHER]}, "backend", "'ring'"),
         ({"sharding": "layers", "hosts": [HERE, OTHER]}, "sharding", "'pipeline'"),
         ({"envs": ["A B=1"], "hosts": [HERE, OTHER]}, "envs.0", "pattern"),

@@ -142,7 +142,9 @@ def test_nobody_waits_for_a_service_that_is_killed(tmp_path: Path, model: Path) 
 def test_models_that_cannot_be_divided(tmp_path: Path, model: Path) -> None:
     """A model whose heads or widths cannot be divided is refused, and nothing is left running."""
     served = begin(tmp_path, model, write_hosts(tmp_path, 4), "--port", "0")
-    assert "The model has 6 attention heads, which cannot be divided among 4 ranks." in served.failure()
+    failure = served.failure()
+    assert "The model has 6 attention heads, which cannot be divided among 4 ranks." in failure
+    assert "divided among 2, 3, 6 hosts" in failure
     odd = quantised(model, tmp_path / "odd")  # three groups wide
     served = begin(tmp_path, odd, write_hosts(tmp_path, 2), "--port", "0")
     assert "The model's layers cannot be divided among 2 ranks" in served.failure()

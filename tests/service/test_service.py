@@ -101,6 +101,18 @@ def test_two_services(run: Callable[..., subprocess.CompletedProcess[str]], craf
     assert run("ps").stdout.split()[0] == crafted.name
 
 
+def test_a_model_of_the_file(
+    run: Callable[..., subprocess.CompletedProcess[str]], crafted: Path, tmp_path: Path
+) -> None:
+    """A name of the file means the model that the file has there, relative to it and with its options."""
+    (tmp_path / "here").symlink_to(crafted)
+    (tmp_path / "lib-mlx.toml").write_text('[models.small]\npath = "here"\ncontext_length = 77\n')
+    run("start", "small", "--port", 0)
+    state = read_state("default")
+    assert httpx2.get(f"{state.base_url}/v1/models/small").json()["context_length"] == 77
+    run("stop")
+
+
 def test_why_it_does_not_start(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, state_dir: Path
 ) -> None:

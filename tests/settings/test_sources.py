@@ -204,3 +204,24 @@ def test_what_is_wrong_on_the_command_line() -> None:
     """The error names the option."""
     with pytest.raises(InvalidArgument, match="--port: invalid value"):
         load_settings({"server": {"port": 70000}}, environment={})
+
+
+def test_paths_beside_the_file(tmp_path: Path) -> None:
+    """What lies beside the file is found from any directory; names, and an adapter's among them, stay as they are."""
+    for folder in ("one", "two", "big"):
+        (tmp_path / folder).mkdir()
+    file = tmp_path / "lib-mlx.toml"
+    file.write_text(
+        '[engine]\nadapter_path = "one"\nadapters = { one = "one", b = "two" }\nprefix_cache_path = "none"\n'
+        '[models]\nsmall = "smollm2"\nmid = "./big"\n[models.big]\npath = "big"\nadapter_path = "two"\n'
+    )
+    settings = load_settings(file=file, environment={})
+    assert settings.engine.adapter_path == "one"
+    assert settings.engine.adapters == {"one": str(tmp_path / "one"), "b": str(tmp_path / "two")}
+    assert settings.engine.prefix_cache_path == "none"
+    assert {name: model.path for name, model in settings.models.items()} == {
+        "small": "smollm2",
+        "mid": str(tmp_path / "big"),
+        "big": str(tmp_path / "big"),
+    }
+    assert settings.models["big"].adapter_path == str(tmp_path / "two")

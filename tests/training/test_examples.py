@@ -87,7 +87,8 @@ def test_tool_calls_are_learnt(read: Callable[..., Examples], learnt: Callable[[
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ("not JSON", "rows.jsonl:2: neither text"),
+        ("not JSON", "rows.jsonl:2: no JSON object"),
+        ({"instruction": "x", "output": "y"}, "rows.jsonl:2: neither text.*, but 'instruction', 'output'"),
         ({"prompt": "x"}, "rows.jsonl:2: neither text"),
         ({"prompt": "x", "completion": 5}, "rows.jsonl:2: 'completion' is no text"),
         ({"text": "x", "more": 1}, "rows.jsonl:2: unknown key 'more'"),
@@ -120,6 +121,20 @@ def test_files(read: Callable[..., Examples], config: Callable[..., TrainConfig]
     (folder / "train.jsonl").write_text('{"text": \n')
     with pytest.raises(InvalidArgument, match=r"train.jsonl:1: not JSON"):
         read_examples(config(data_path=str(folder)), tokenizer, 0)
+
+
+def test_files_of_windows(
+    read: Callable[..., Examples], config: Callable[..., TrainConfig], tiny: Path, tmp_path: Path
+) -> None:
+    """A byte order mark and CRLF are nothing; what is not UTF-8 is told so."""
+    tokenizer, file = load_tokenizer(inspect(tiny)), tmp_path / "windows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}\r\n')
+    found = read_examples(config(data_path=str(file)), tokenizer, int(tokenizer.wrapper.eos_token_id)).train
+    assert found == read({"text": "a"}, {"text": "b"}).train
+    for encoding in ("cp1252", "utf-16"):
+        file.write_bytes('{"text": "Möwe"}\n'.encode(encoding))
+        with pytest.raises(InvalidArgument, match=r"windows.jsonl:1: not UTF-8"):
+            read_examples(config(data_path=str(file)), tokenizer, 0)
 
 
 def test_long_examples_are_cut_and_named(read: Callable[..., Examples]) -> None:

@@ -164,7 +164,7 @@ def test_what_cannot_be_gone_on_with(config: Callable[..., TrainConfig]) -> None
 
 
 def test_what_cannot_be_trained(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
-    """More layers than there are, fewer examples than a batch, and what is for other models, are told."""
+    """More layers than there are, or none, a place that is taken, and what is for other models, are told."""
     with pytest.raises(UnsupportedFeature, match="2 layers, not 3"):
         train(config(method="lora", layers=3))
     with pytest.raises(InvalidArgument, match="other inputs than the first time"):
@@ -175,9 +175,17 @@ def test_what_cannot_be_trained(config: Callable[..., TrainConfig], tmp_path: Pa
     with pytest.raises(UnsupportedFeature, match="convert --dequantize"):
         train(config(model_path=str(convert(small).path)))
     assert train(config(model_path=str(tmp_path / "small"), method="lora", steps=1)).step == 1
+    with pytest.raises(InvalidArgument, match="'seed'"):
+        config(seed=-1)
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidArgument, match="file is a file"):
+        train(config(output_path=str(tmp_path / "file" / "out")))
+
+
+def test_few_examples(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """Fewer than a batch are a smaller batch."""
     few = write_jsonl(tmp_path / "few.jsonl", [{"text": "one"}])
-    with pytest.raises(InvalidArgument, match="1 examples"):
-        train(config(data_path=str(few)))
+    assert train(config(data_path=str(few), steps=2)).step == 2
 
 
 def test_what_can_be_told(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
@@ -252,7 +260,7 @@ def test_the_memory_comes_back(config: Callable[..., TrainConfig]) -> None:
 
 
 def test_batches_come_in_rounds() -> None:
-    """Each batch comes once in a round, in an order of the round's own that only the seed decides."""
+    """Each batch comes once in a round, in an order of the round's own that only the seed decides; all are in one."""
     from lib_mlx.training.examples import Example
 
     examples = [Example((1,) * length, ((0, length),)) for length in range(2, 14)]
@@ -261,6 +269,8 @@ def test_batches_come_in_rounds() -> None:
     assert all(sorted(turn) == [2, 5, 8, 11] for turn in rounds)
     assert len({tuple(turn) for turn in rounds}) > 1
     assert same[17] == batches[17]
+    uneven = Batches(examples[:11], 3, 1)
+    assert sorted(len(example.tokens) for place in range(4) for example in uneven[place]) == [*range(2, 13)]
     assert [other[number] for number in range(24)] != [batches[number] for number in range(24)]
     odd = Batches(examples[:8], 3, 1)
     assert sorted(len(example.tokens) for number in range(3) for example in odd[number]) == list(range(2, 10))
