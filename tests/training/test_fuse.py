@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from lib_mlx.runtime import get_runtime
 from lib_mlx.training.config import TrainConfig
 from lib_mlx.training.fuse import fuse
 from lib_mlx.training.trainer import train
+from tests.server.test_server import eventually
 from tests.training.conftest import CODES, write_jsonl
 
 if TYPE_CHECKING:
@@ -256,20 +259,16 @@ def test_a_change_that_nobody_waits_for(model: lib_mlx.Model) -> None:
         engine = get_runtime().engine(model._handle)
         engine.suspend()
 
-        def give_up() -> None:
-            with pytest.raises(httpx2.ReadTimeout):
-                httpx2.post(f"{url}/adapter", json={"name": "other"}, timeout=1)
-
-        waiting = [threading.Thread(target=give_up) for _ in range(40)]
-        for thread in waiting:
-            thread.start()
-        time.sleep(0.5)
-        assert httpx2.get(url, timeout=5).json()["requests"] == 40
-        for thread in waiting:
-            thread.join(10)
-        deadline = time.monotonic() + 10
-        while httpx2.get(url, timeout=5).json()["requests"]:
-            assert time.monotonic() < deadline
+        body = b'{"name": "other"}'
+        head = (
+            f"POST /v1/models/{server.model_id}/adapter HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        )
+        asked = head.encode() + b"Content-Type: application/json\r\n\r\n" + body
+        with contextlib.ExitStack() as waiting:
+            for _ in range(40):
+                waiting.enter_context(socket.create_connection(("127.0.0.1", server.port), 10)).sendall(asked)
+            eventually(lambda: httpx2.get(url, timeout=10).json()["requests"] == 40, 20)
+        eventually(lambda: httpx2.get(url, timeout=10).json()["requests"] == 0, 20)
         engine.resume()
         assert httpx2.get(url).json()["adapter"] is None
         assert answers(model) == CODES
