@@ -209,13 +209,17 @@ def test_events(crafted: Path) -> None:
                 httpx2.Client(base_url=server.base_url, timeout=30) as client,
                 client.stream("GET", "/v1/events") as stream,
             ):
-                seen.extend(json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))
+                for line in stream.iter_lines():
+                    if line.startswith("data: "):
+                        seen.append(json.loads(line[6:]))
 
         listening = threading.Thread(target=listen)
         listening.start()
         eventually(lambda: httpx2.get(f"{server.base_url}/livez").status_code == 200)
         time.sleep(0.2)
         assert httpx2.post(f"{server.base_url}/v1/models/other/load", timeout=30).json()["status"] == "ready"
+        # Whoever asked for the load may know before those who listen; a stop would be quicker than the news.
+        eventually(lambda: any((one.get("id"), one.get("status")) == ("other", "ready") for one in list(seen)), 10)
         begun = time.monotonic()
         server.stop()
         listening.join(10)
