@@ -209,9 +209,7 @@ def test_events(crafted: Path) -> None:
                 httpx2.Client(base_url=server.base_url, timeout=30) as client,
                 client.stream("GET", "/v1/events") as stream,
             ):
-                for line in stream.iter_lines():
-                    if line.startswith("data: "):
-                        seen.append(json.loads(line[6:]))
+                seen.extend(json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: "))
 
         listening = threading.Thread(target=listen)
         listening.start()
