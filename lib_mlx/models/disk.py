@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from typing import TYPE_CHECKING
 
 from lib_mlx.errors import DiskFull, InvalidArgument
@@ -34,6 +35,13 @@ def room_on(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that `make_folder` could not make, before anything takes time; makes none."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise _no_folder(folder, f"{there} {'may not be written' if there.is_dir() else 'is a file'}")
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder for what is to be written, and those above it; raises InvalidArgument if it cannot be one."""
     try:
@@ -41,9 +49,11 @@ def make_folder(folder: Path) -> None:
     except OSError as error:
         if is_full(error):
             raise
-        raise InvalidArgument(
-            f"{folder} cannot be a folder: {error.strerror}.", hint="Choose another place.", param="output_path"
-        ) from error
+        raise _no_folder(folder, str(error.strerror)) from error
+
+
+def _no_folder(folder: Path, why: str) -> InvalidArgument:
+    return InvalidArgument(f"{folder} cannot be a folder: {why}.", hint="Choose another place.", param="output_path")
 
 
 @contextlib.contextmanager

@@ -128,7 +128,8 @@ def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _paths_beside(value: Any, folder: Path) -> Any:
     """Return a path, or a table with some, likewise."""
     if not _is_table(value):
-        return str(folder / value) if isinstance(value, str) and value and (folder / value).exists() else value
+        beside = str(folder / value) if isinstance(value, str) and value else ""
+        return beside if os.path.exists(beside) else value  # noqa: PTH110 - Path's raises for what can be no path
     adapters = value["adapters"] if _is_table(value.get("adapters")) else {}
     own = {key: _paths_beside(value[key], folder) for key in _PATHS if str(value.get(key, "")) not in {"", *adapters}}
     named = {key: _paths_beside(path, folder) for key, path in adapters.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from lib_mlx.errors import CorruptModel, InvalidArgument
 from lib_mlx.generation import PixelBounds
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
-from lib_mlx.models.disk import make_folder, room_on, staged_file
+from lib_mlx.models.disk import check_folder, make_folder, room_on, staged_file
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
 from lib_mlx.training.progress import History, Row
 
@@ -99,7 +98,7 @@ def train(
             param="dropout",
         )
     folder = Path(config.output_path).expanduser()
-    _check_place(folder)
+    check_folder(folder)
     checkpoint = inspect(store.resolve(config.model_path), trust_remote_code=config.trust_remote_code)
     worker = get_worker()
     import_on_worker("lib_mlx.training.network")
@@ -125,18 +124,6 @@ def train(
             features = Features(network.vision, images, config.image_cache_bytes)
             end.callback(worker.run, features.close)
         return _Training(config, folder, network, examples, batches, features).run(progress, cancelled)
-
-
-def _check_place(folder: Path) -> None:
-    """Refuse a directory that cannot be written, before anything takes time."""
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        reason = "may not be written" if there.is_dir() else "is a file"
-        raise InvalidArgument(
-            f"{folder} cannot be a folder for the training: {there} {reason}.",
-            hint="Name another one.",
-            param="output_path",
-        )
 
 
 def _image_reader(checkpoint: Checkpoint, tokenizer: LoadedTokenizer, config: TrainConfig) -> MediaReader | None:

@@ -9,7 +9,7 @@ import pytest
 
 import lib_mlx
 from tests.checkpoints.tiny import build_tiny
-from tests.service.divided import ask, kill_all
+from tests.service.divided import Served, ask, kill_all, start, stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +27,14 @@ def _nothing_left() -> Iterator[None]:
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A llama whose heads can be divided by two and by three."""
     return build_tiny(tmp_path_factory.mktemp("sharded") / "tiny", heads=6, kv_heads=6, spread=0.3)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Served]:
+    """The same model on two processes."""
+    running = start(tmp_path_factory.mktemp("ranks"), model, 2, "--port", "0")
+    yield running
+    stop(running)
 
 
 @pytest.fixture(scope="session")

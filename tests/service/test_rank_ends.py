@@ -31,16 +31,8 @@ from tests.service.divided import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Served]:
-    """The same model on two processes."""
-    running = start(tmp_path_factory.mktemp("ranks"), model, 2, "--port", "0")
-    yield running
-    stop(running)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -15,16 +15,8 @@ from tests.checkpoints.tiny import build_tiny
 from tests.service.divided import PROMPTS, Served, ask, quantised, start, stop, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Served]:
-    """The same model on two processes."""
-    running = start(tmp_path_factory.mktemp("ranks"), model, 2, "--port", "0")
-    yield running
-    stop(running)
 
 
 def test_answers_are_those_of_one_process(served: Served, alone: Callable[..., str]) -> None:

@@ -225,3 +225,11 @@ def test_paths_beside_the_file(tmp_path: Path) -> None:
         "big": str(tmp_path / "big"),
     }
     assert settings.models["big"].adapter_path == str(tmp_path / "two")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\\u0000b"])
+def test_names_that_can_be_no_path(tmp_path: Path, name: str) -> None:
+    """A model's name may be one that no file system takes; whoever loads it is told."""
+    (tmp_path / "lib-mlx.toml").write_text(f'[models]\nbig = "{name}"\n')
+    (model,) = load_settings(file=tmp_path / "lib-mlx.toml").server_config().models
+    assert model.model_path == name.replace("\\u0000", "\0")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +19,7 @@ from lib_mlx.training.features import Features
 from lib_mlx.training.trainer import train
 from tests.models.vision import PLAIN
 from tests.training.colours import png, rows, told
-from tests.training.test_trainer import ROOT, RUN
+from tests.training.conftest import train_until_killed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,13 +74,7 @@ def test_going_on_is_the_same_as_never_stopping(config: Callable[..., TrainConfi
 def test_going_on_after_a_kill(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     """What a killed process wrote last is gone on with, to the same end."""
     given = config("killed", steps=40, save_every=4)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", RUN, given.model_dump_json()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        while int(process.stdout.readline()) < 10:
-            pass
-        process.send_signal(signal.SIGKILL)
+    train_until_killed(given, 10)
     seen: list[Progress] = []
     killed = train(given, seen.append)
     assert 4 < seen[0].step <= 40

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +19,7 @@ from lib_mlx.conversion.conversion import convert
 from lib_mlx.engine.worker import get_worker
 from lib_mlx.errors import CorruptModel, InvalidArgument, UnsupportedFeature
 from lib_mlx.training.trainer import Batches, train
-from tests.training.conftest import write_jsonl
+from tests.training.conftest import train_until_killed, write_jsonl
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
     from lib_mlx.training.config import TrainConfig
     from lib_mlx.training.trainer import Progress
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = (
     "adapters.safetensors",
     "adapter_config.json",
@@ -102,25 +97,10 @@ def test_going_on_is_the_same_as_never_stopping(config: Callable[..., TrainConfi
     assert whole.best_validation_loss == second.best_validation_loss
 
 
-RUN = """
-import json, sys
-from lib_mlx.config import parse_config
-from lib_mlx.training.config import TrainConfig
-from lib_mlx.training.trainer import train
-train(parse_config(TrainConfig, json.loads(sys.argv[1])), lambda progress: print(progress.step, flush=True))
-"""
-
-
 def test_going_on_after_a_kill(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     """What a killed process wrote last is gone on with, to the same end."""
     told = config(steps=30, save_every=4, output_path=str(tmp_path / "killed"))
-    command = [sys.executable, "-c", RUN, told.model_dump_json()]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        while int(process.stdout.readline()) < 10:
-            pass
-        process.send_signal(signal.SIGKILL)
+    train_until_killed(told, 10)
     seen: list[Progress] = []
     killed = train(told, seen.append)
     assert 4 < seen[0].step <= 30
