@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from statistics import median
 from typing import TYPE_CHECKING
 
 import psutil
@@ -61,4 +60,4 @@ def test_ten_rounds_of_loading(smollm2: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     loaded, after = zip(*json.loads(ran.stdout), strict=True)
     assert max(loaded) < 1.15 * loaded[0]
-    assert median(after[5:]) < 1.1 * after[0]  # glibc may keep the free end of the heap of a thread that has ended
+    assert max(after) < 1.15 * after[0]

@@ -9,6 +9,7 @@ import sys
 
 _BLOCK = 1 << 20
 _HEAP_BYTES = 256 << 20
+_MAPPED = 2
 
 
 def release() -> None:
@@ -38,12 +39,15 @@ def _drop_heap_top(libc: ctypes.CDLL) -> None:
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     page = mmap.PAGESIZE
     blocks: list[int] = []
+    mapped = 0
     for _ in range(_HEAP_BYTES // _BLOCK):
         block = libc.malloc(_BLOCK)
         if block is None:
             break
         blocks.append(block)
-        if block % page == 2 * ctypes.sizeof(ctypes.c_size_t):  # a mapping of its own: so are all of this size
+        # What lies so in its page may be a mapping of its own. Blocks in the heap lie so by chance, but not in a row.
+        mapped = mapped + 1 if block % page == 2 * ctypes.sizeof(ctypes.c_size_t) else 0
+        if mapped == _MAPPED:  # as are all of this size
             break
         first, last = -(-block // page) * page, (block + _BLOCK) // page * page
         libc.madvise(first, last - first, mmap.MADV_DONTNEED)
