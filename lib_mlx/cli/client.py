@@ -19,17 +19,20 @@ _TIMEOUT_S = 600.0  # a load may take its time
 class Client:
     """Speaks JSON to one server: of a service, or at a URL."""
 
-    def __init__(self, base_url: str, api_key: str | None = None, uds: str | None = None) -> None:
+    def __init__(
+        self, base_url: str, api_key: str | None = None, uds: str | None = None, *, timeout_s: float = _TIMEOUT_S
+    ) -> None:
         self._base_url = base_url
         self._api_key = api_key
         self._uds = uds
+        self._timeout_s = timeout_s
 
     @classmethod
-    def of(cls, state: ServiceState) -> Client:
+    def of(cls, state: ServiceState, *, timeout_s: float = _TIMEOUT_S) -> Client:
         """Return a client of a service; raises NotFound if it does not run."""
         if state.status != "running" or state.base_url is None:
             raise NotFound(f"The service {state.name!r} is {state.status}.", hint="Start it with `lib-mlx start`.")
-        return cls(state.base_url, state.api_key, state.uds)
+        return cls(state.base_url, state.api_key, state.uds, timeout_s=timeout_s)
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Return the decoded answer.
@@ -37,6 +40,17 @@ class Client:
         Raises:
             LibMlxError: what the server refuses with, or NotFound if it cannot be reached.
         """
+        status, value = self._exchange(method, path, body)
+        if status >= 400:
+            raise _error(value)
+        return value
+
+    def health(self) -> str:
+        """Return what the server says of itself: `ok`, or why it takes no requests; raises NotFound if it is silent."""
+        _, value = self._exchange("GET", "/health")
+        return str(value["status"])
+
+    def _exchange(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
         from http.client import HTTPException
 
         connection = self._connect()
@@ -52,27 +66,26 @@ class Client:
             raise NotFound(f"{self._uds or self._base_url} does not answer: {error}.", hint="Is it running?") from None
         finally:
             connection.close()
-        if answer.status >= 400:
-            raise _error(value)
-        return value
+        return answer.status, value
 
     def _connect(self) -> HTTPConnection:
         import socket
 
-        connection = connect(self._base_url)
+        connection = connect(self._base_url, self._timeout_s)
         if self._uds is not None:
             connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(self._timeout_s)
             connection.sock.connect(self._uds)
         return connection
 
 
-def connect(base_url: str) -> HTTPConnection:
+def connect(base_url: str, timeout_s: float = _TIMEOUT_S) -> HTTPConnection:
     """Return a connection to the server at `base_url`; it opens at the first request."""
     from http.client import HTTPConnection, HTTPSConnection
 
     parts = urlsplit(base_url)
     kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-    return kind(parts.hostname or "localhost", parts.port, timeout=_TIMEOUT_S)
+    return kind(parts.hostname or "localhost", parts.port, timeout=timeout_s)
 
 
 def _error(value: Any) -> Exception:

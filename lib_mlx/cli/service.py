@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lib_mlx.service.state import ServiceState
 
 DEFAULT = "default"
+_HEALTH_S = 2.0
 Name = Annotated[str, typer.Option("--name", help="Which service, where there are several.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -78,12 +79,16 @@ def status(
     from lib_mlx.service.state import known_services, log_path, read_state
 
     states = [read_state(name)] if name else (list(known_services()) or [read_state(DEFAULT)])
+    healths = [_health(state) if state.status == "running" else None for state in states]
     if as_json:
-        typer.echo(json.dumps([state.to_json() for state in states], indent=2))
-    for state in [] if as_json else states:
+        told = [{**state.to_json(), "health": health} for state, health in zip(states, healths, strict=True)]
+        typer.echo(json.dumps(told, indent=2))
+    for state, health in [] if as_json else zip(states, healths, strict=True):
         line = f"{state.name:12} {state.status:9}"
         if state.status == "running":
             line += f" {state.uds or state.base_url} (pid {state.pid})"
+            if health != "ok":
+                line += f", {health}"
             if state.restarts:
                 line += f", ranks started again: {state.restarts}"
         elif state.status == "crashed":
@@ -96,6 +101,17 @@ def status(
                 typer.echo(f"    {tail}")
     if not any(state.status == "running" for state in states):
         raise typer.Exit(1)
+
+
+def _health(state: ServiceState) -> str:
+    """Return what its server says of itself, or that it says nothing."""
+    from lib_mlx.cli.client import Client
+    from lib_mlx.errors import NotFound
+
+    try:
+        return Client.of(state, timeout_s=_HEALTH_S).health()
+    except NotFound:
+        return "not answering"
 
 
 def logs(

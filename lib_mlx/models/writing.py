@@ -9,6 +9,7 @@ import shutil
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
+import filelock
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 PART_BYTES = 4 << 30  # the most that one file holds
 _INDEX = "model.safetensors.index.json"
+_MARK, _LOCK = ".identity", ".lock"
 
 
 def write_model(
@@ -49,7 +51,7 @@ def write_model(
         between: called before each part; what it raises ends the work.
 
     Raises:
-        InvalidArgument: `target` exists, or cannot be made.
+        InvalidArgument: `target` exists, cannot be made, or is being written by another process.
         DiskFull: there is no room for it.
     """
     if target.exists():
@@ -62,8 +64,9 @@ def write_model(
     total, done = sum(sizes.values()), 0
     parts = list(_parts(sizes, PART_BYTES))
     identity = f"{key}\0{[(name, array.shape, str(array.dtype)) for name, array in arrays]}\0{parts}"
-    with room_on(target.parent), contextlib.ExitStack() as undo:
-        staged = _staging(target, hashlib.sha256(identity.encode()).hexdigest(), keep=bool(key))
+    staged = target.with_name(f".{target.name}.partial")
+    with room_on(target.parent), _alone(staged, target), contextlib.ExitStack() as undo:
+        _keep_what_fits(staged, hashlib.sha256(identity.encode()).hexdigest() if key else "")
         if not key:
             undo.callback(shutil.rmtree, staged, ignore_errors=True)
         left = dict(arrays)
@@ -104,15 +107,33 @@ def _part_name(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
-def _staging(target: Path, identity: str, *, keep: bool) -> Path:
-    """Return the folder that becomes `target`, with the parts that were written for the same."""
-    staged = target.with_name(f".{target.name}.partial")
-    mark = staged / ".identity"
-    if staged.exists() and not (keep and mark.is_file() and mark.read_text() == identity):
-        shutil.rmtree(staged)
+@contextlib.contextmanager
+def _alone(staged: Path, target: Path) -> Iterator[None]:
+    """Make the folder that becomes `target`, which nobody else writes meanwhile; a killed process does not keep it."""
     make_folder(staged)
+    lock = filelock.FileLock(staged / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InvalidArgument(
+            f"{target} is being written by another process.",
+            hint="Wait until it has ended, or choose another place.",
+            param="output_path",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _keep_what_fits(staged: Path, identity: str) -> None:
+    """Remove what was written for something else."""
+    mark = staged / _MARK
+    if not (identity and mark.is_file() and mark.read_text() == identity):
+        for file in staged.iterdir():
+            if file.name != _LOCK:
+                file.unlink()
     mark.write_text(identity)
-    return staged
 
 
 def _write_part(path: Path, arrays: dict[str, mx.array]) -> None:
@@ -135,4 +156,5 @@ def _finish(staged: Path, config: dict[str, Any], parts: list[list[str]], sizes:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         (staged / _INDEX).write_text(json.dumps(index, indent=2))
     (staged / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
-    (staged / ".identity").unlink()
+    for name in (_MARK, _LOCK):
+        (staged / name).unlink()

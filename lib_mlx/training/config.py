@@ -41,7 +41,7 @@ class TrainConfig(Config):
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Of the first step after the warm-up."""
     schedule: ScheduleName = "constant"
-    """How the learning rate goes on: "linear" and "cosine" end at 0."""
+    """How the learning rate goes on: "linear" and "cosine" end at 0: no steps can be added later."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps in which it rises from 0."""
     optimizer: OptimizerName = "adamw"

@@ -11,6 +11,7 @@ from lib_mlx.models.disk import staged_file
 if TYPE_CHECKING:
     from pathlib import Path
 
+LOSSES = "loss.csv"
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 640, 360, 56, 34, 16, 34
 
 
@@ -53,7 +54,7 @@ class History:
 
     def load(self, step: int) -> None:
         """Read what was saved, up to `step`."""
-        with (self._folder / "loss.csv").open(encoding="utf-8", newline="") as file:
+        with (self._folder / LOSSES).open(encoding="utf-8", newline="") as file:
             found = [
                 Row(int(step), float(loss), float(rate), float(speed), int(memory))
                 for step, loss, rate, speed, memory in list(csv.reader(file))[1:]
@@ -66,7 +67,7 @@ class History:
     def save(self) -> None:
         """Write the tables and the picture."""
         for name, names, rows in (
-            ("loss.csv", [field.name for field in fields(Row)], [asdict(row) for row in self.rows]),
+            (LOSSES, [field.name for field in fields(Row)], [asdict(row) for row in self.rows]),
             ("validation.csv", ["step", "loss"], [{"step": s, "loss": loss} for s, loss in self._validations]),
         ):
             with staged_file(self._folder / name) as staged, staged.open("w", encoding="utf-8", newline="") as file:

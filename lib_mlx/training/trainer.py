@@ -19,7 +19,7 @@ from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
 from lib_mlx.models.disk import check_folder, make_folder, room_on, staged_file
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
-from lib_mlx.training.progress import History, Row
+from lib_mlx.training.progress import LOSSES, History, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from lib_mlx.training.features import Features
     from lib_mlx.training.network import Batch, TrainedNetwork
 
+_CHECKPOINT = "checkpoint.safetensors"
 # What a continuation may change.
-_FREE = ("output_path", "steps", "patience", "save_every", "validate_every", "image_cache_bytes")
+_FREE = {"output_path", "patience", "save_every", "validate_every", "image_cache_bytes"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def train(
     import_on_worker("lib_mlx.training.network")
     from lib_mlx.training.network import TrainedNetwork
 
+    _refuse_foreign(folder)
     if checkpoint.has_towers:
         import_mlx_vlm(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
@@ -124,6 +126,21 @@ def train(
             features = Features(network.vision, images, config.image_cache_bytes)
             end.callback(worker.run, features.close)
         return _Training(config, folder, network, examples, batches, features).run(progress, cancelled)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Leave an adapter alone that no training of ours has made here: it would be written over."""
+    from lib_mlx.models.adapters import CONFIG, WEIGHTS
+
+    def holds(*names: str) -> bool:
+        return any((folder / name).exists() for name in names)
+
+    if holds(CONFIG, WEIGHTS) and not holds(LOSSES, _CHECKPOINT):
+        raise InvalidArgument(
+            f"{folder} holds an adapter, and nothing of a training to go on with.",
+            hint="Choose another output_path.",
+            param="output_path",
+        )
 
 
 def _image_reader(checkpoint: Checkpoint, tokenizer: LoadedTokenizer, config: TrainConfig) -> MediaReader | None:
@@ -263,12 +280,13 @@ class _Training:
             "config": self._config.model_dump(mode="json"),
             "examples": self._digest,
         }
-        save_arrays(self._folder / "checkpoint.safetensors", self._network.state(), {"training": json.dumps(state)})
+        save_arrays(self._folder / _CHECKPOINT, self._network.state(), {"training": json.dumps(state)})
 
     def _restore(self) -> None:
         """Go on from the folder's checkpoint, if there is one."""
-        file = self._folder / "checkpoint.safetensors"
+        file = self._folder / _CHECKPOINT
         if not file.is_file():
+            self._history.save()  # what is kept before the first checkpoint is known as a training's by it
             return
         try:
             self._take_up(file)
@@ -295,8 +313,9 @@ class _Training:
 
     def _refuse_other(self, before: dict[str, Any], examples: str | None) -> None:
         now = self._config.model_dump(mode="json")
+        free = {*_FREE, "steps"} if self._config.schedule == "constant" else _FREE  # other schedules end with the steps
         for key in now:
-            if key not in _FREE and now[key] != before.get(key):
+            if key not in free and now[key] != before.get(key):
                 raise InvalidArgument(
                     f"The training in {self._folder} has {key} = {before.get(key)!r}, not {now[key]!r}.",
                     hint="Go on with the same, or choose another output_path.",

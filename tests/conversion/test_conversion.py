@@ -148,18 +148,26 @@ from lib_mlx.conversion.config import ConvertConfig
 from lib_mlx.conversion.conversion import convert
 from lib_mlx.models import writing
 writing.PART_BYTES = 100_000
-convert(parse_config(ConvertConfig, json.loads(sys.argv[1])), lambda stage, done, total: print(stage, done, flush=True))
+
+def wait(stage, done, total):
+    print(stage, done, flush=True)
+    sys.stdin.read()
+
+convert(parse_config(ConvertConfig, json.loads(sys.argv[1])), wait)
 """
 
 
 def test_a_killed_conversion_is_gone_on_with(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The result is the same as without the kill."""
+    """Another one to the same place is refused while it lives; after the kill, the result is that of a whole one."""
     told = {"model_path": str(tiny), "output_path": str(tmp_path / "out"), "bits": 8}
     command = [sys.executable, "-c", RUN, json.dumps(told)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        assert process.stdout.readline().startswith("write")
+        with pytest.raises(InvalidArgument, match="being written by another process"):
+            convert(parse_config(ConvertConfig, told))
         process.send_signal(signal.SIGKILL)
     _split(monkeypatch, 100_000)
     made = convert(parse_config(ConvertConfig, told))

@@ -72,6 +72,7 @@ def test_the_life_of_a_service(run: Callable[..., subprocess.CompletedProcess[st
     assert "running" in run("status").stdout
     (told,) = json.loads(run("status", "--json").stdout)
     assert (told["status"], told["base_url"]) == ("running", lines["OPENAI_BASE_URL"].removesuffix("/v1"))
+    assert told["health"] == "ok"
     assert "api_key" not in told
     assert run("ps").stdout.split()[:2] == [crafted.name, "ready"]
     assert "is unloaded" in run("unload", crafted.name).stdout
@@ -88,6 +89,24 @@ def test_the_life_of_a_service(run: Callable[..., subprocess.CompletedProcess[st
     assert run("status", code=1).stdout.split() == ["default", "stopped"]
     assert run("stop").stdout == "It was stopped.\n"
     assert "is stopped" in run("ps", code=1).stderr
+
+
+def test_a_service_that_takes_no_requests(run: Callable[..., subprocess.CompletedProcess[str]], crafted: Path) -> None:
+    """It runs, and the status says why it answers nothing: it is drained, or stands still."""
+    run("start", crafted, "--port", 0)
+    state = read_state("default")
+    assert state.base_url is not None
+    assert state.pid is not None
+    httpx2.post(f"{state.base_url}/v1/drain").raise_for_status()
+    assert run("status").stdout.endswith(f"(pid {state.pid}), draining\n")
+    assert json.loads(run("status", "--json").stdout)[0]["health"] == "draining"
+    os.kill(state.pid, signal.SIGSTOP)
+    try:
+        assert run("status").stdout.endswith(", not answering\n")
+    finally:
+        os.kill(state.pid, signal.SIGCONT)
+    httpx2.delete(f"{state.base_url}/v1/drain").raise_for_status()
+    assert run("status").stdout.endswith(f"(pid {state.pid})\n")
 
 
 def test_two_services(run: Callable[..., subprocess.CompletedProcess[str]], crafted: Path) -> None:

@@ -143,6 +143,28 @@ def test_what_cannot_be_gone_on_with(config: Callable[..., TrainConfig]) -> None
     assert train(config(steps=3)).step == 3
 
 
+def test_a_schedule_that_ends_with_the_steps(config: Callable[..., TrainConfig]) -> None:
+    """Where the learning rate depends on the number of steps, it is not changed on the way."""
+    train(config(steps=2, schedule="cosine"))
+    with pytest.raises(InvalidArgument, match="steps = 2, not 3"):
+        train(config(steps=3, schedule="cosine"))
+
+
+def test_the_adapter_of_somebody_else(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    """It is not written over; the one of a training that was killed before its first checkpoint is."""
+    told = config(method="lora", steps=1, output_path=str(tmp_path / "given"))
+    made = train(told).path
+    (made / "checkpoint.safetensors").unlink()
+    assert train(told).step == 1
+    for name in ("checkpoint.safetensors", "loss.csv", "validation.csv"):
+        (made / name).unlink()
+    before = (made / "adapters.safetensors").read_bytes()
+    with pytest.raises(InvalidArgument, match="holds an adapter") as raised:
+        train(told)
+    assert raised.value.param == "output_path"
+    assert (made / "adapters.safetensors").read_bytes() == before
+
+
 def test_what_cannot_be_trained(config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     """More layers than there are, or none, a place that is taken, and what is for other models, are told."""
     with pytest.raises(UnsupportedFeature, match="2 layers, not 3"):
