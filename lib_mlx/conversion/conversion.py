@@ -16,6 +16,7 @@ from lib_mlx.errors import InvalidArgument, LoadCancelled, UnsupportedFeature
 from lib_mlx.grounding.interface import is_pointer_model
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
+from lib_mlx.models.disk import check_new
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,15 +59,12 @@ def convert(
     source = store.resolve(config.model_path, progress=partial(progress, "convert"), cancelled=cancelled)
     checkpoint = inspect(source, trust_remote_code=config.trust_remote_code)
     target = Path(config.output_path).expanduser().absolute()
-    if target.exists():
-        raise InvalidArgument(
-            f"{target} exists already.", hint="Remove it or choose another place.", param="output_path"
-        )
+    check_new(target)
     pieces = _pieces(config, checkpoint) if config.text_path else []
     worker = get_worker()
     import_on_worker("lib_mlx.conversion.quantization")
     if checkpoint.has_towers and is_pointer_model(checkpoint.config):
-        _quantize_actor(config, source, target)
+        _quantize_actor(config, source, target, progress, cancelled)
         return Converted(target, _weight_bytes(source), _weight_bytes(target))
     try:
         worker.run(_convert, config, checkpoint, target, pieces, progress, cancelled)
@@ -75,7 +73,13 @@ def convert(
     return Converted(target, _weight_bytes(source), _weight_bytes(target))
 
 
-def _quantize_actor(config: ConvertConfig, source: Path, target: Path) -> None:
+def _quantize_actor(
+    config: ConvertConfig,
+    source: Path,
+    target: Path,
+    progress: Callable[[str, int, int], None],
+    cancelled: Callable[[], bool],
+) -> None:
     """Quantise a GUI-Actor's language model alone; raises UnsupportedFeature for all that is more than that."""
     told = config.model_dump(exclude_defaults=True, exclude={"model_path", "output_path", "trust_remote_code"})
     if told not in ({"bits": 4}, {"bits": 8}):
@@ -87,7 +91,14 @@ def _quantize_actor(config: ConvertConfig, source: Path, target: Path) -> None:
     import_on_worker("lib_mlx.grounding.quantization")
     from lib_mlx.grounding.quantization import quantize_checkpoint
 
-    get_worker().run(quantize_checkpoint, source, target, told["bits"])
+    between, written = partial(_breathe, cancelled), partial(progress, "write")
+    get_worker().run(quantize_checkpoint, source, target, told["bits"], written, between)
+
+
+def _breathe(cancelled: Callable[[], bool]) -> None:
+    get_worker().breathe()
+    if cancelled():
+        raise LoadCancelled("The conversion was cancelled.", hint="The same command goes on with it.")
 
 
 def _convert(
@@ -112,11 +123,6 @@ def _convert(
             dequantize_model(network)
         return network
 
-    def between() -> None:
-        get_worker().breathe()
-        if cancelled():
-            raise LoadCancelled("The conversion was cancelled.", hint="The same command goes on with it.")
-
     network, written = load(), quantization.dequantized(checkpoint.config) if config.dequantize else checkpoint.config
     if config.dtype is not None:
         written = quantization.cast_weights(network, config.dtype, written)
@@ -134,7 +140,7 @@ def _convert(
         target,
         key=_key(config, checkpoint.path),
         progress=lambda done, total: progress("write", done, total),
-        between=between,
+        between=partial(_breathe, cancelled),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,23 +11,38 @@ import mlx.core as mx
 from lib_mlx.errors import InvalidArgument
 from lib_mlx.grounding.interface import is_pointer_model, tensor_files
 from lib_mlx.models.checkpoint import inspect
-from lib_mlx.models.disk import room_on
+from lib_mlx.models.disk import staged_folder
 from lib_mlx.models.writing import save_arrays
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 GROUP_SIZE = 32
 """Weights that share a scale; divides every usual width."""
 
 
-def quantize_checkpoint(source: Path, target: Path, bits: Literal[4, 8]) -> Path:
+def quantize_checkpoint(
+    source: Path,
+    target: Path,
+    bits: Literal[4, 8],
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    between: Callable[[], None] = lambda: None,
+) -> Path:
     """Write the checkpoint at `source` to `target` with its language model's matrices quantised. Blocks.
 
     The vision tower and the pointer head stay as they are: a patch that is a little off is another patch.
 
+    Args:
+        source: a GUI-Actor in full precision.
+        target: must not exist.
+        bits: of a weight.
+        progress: told bytes read and in total.
+        between: called before each file; what it raises ends the work, and leaves nothing.
+
     Raises:
         InvalidArgument: the checkpoint is no GUI-Actor or quantised already, or `target` exists.
+        DiskFull: there is no room for it.
     """
     checkpoint = inspect(source)
     files = tensor_files(source)
@@ -36,25 +50,24 @@ def quantize_checkpoint(source: Path, target: Path, bits: Literal[4, 8]) -> Path
         raise InvalidArgument(
             f"{source} is no GUI-Actor, or is quantised already.", hint="Give a GUI-Actor in full precision."
         )
-    if target.exists():
-        raise InvalidArgument(f"{target} exists already.", hint="Name a new directory.")
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with room_on(target.parent), contextlib.ExitStack() as undo:
-        undo.callback(shutil.rmtree, partial, ignore_errors=True)
-        shutil.copytree(source, partial, ignore=shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json"))
+    names = sorted(set(files.values()))
+    total, done = sum(file.stat().st_size for file in names), 0
+    with staged_folder(target) as staged:
+        ignored = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json")
+        shutil.copytree(source, staged, ignore=ignored, dirs_exist_ok=True)
         weight_map: dict[str, str] = {}
-        for file in sorted(set(files.values())):
+        for file in names:
+            between()
             tensors: Any = mx.load(str(file))
             written = _quantized(tensors, bits)
-            save_arrays(partial / file.name, written, {"format": "mlx"})
+            save_arrays(staged / file.name, written, {"format": "mlx"})
             weight_map |= dict.fromkeys(written, file.name)
-        (partial / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+            done += file.stat().st_size
+            progress(done, total)
+        (staged / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
         how = {"group_size": GROUP_SIZE, "bits": bits, "mode": "affine"}
         config = {**checkpoint.config, "quantization": how, "quantization_config": how}
-        (partial / "config.json").write_text(json.dumps(config, indent=2))
-        partial.rename(target)
-        undo.pop_all()
+        (staged / "config.json").write_text(json.dumps(config, indent=2))
     return target
 
 

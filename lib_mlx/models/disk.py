@@ -1,10 +1,11 @@
-"""A disk that is full is an error of its own, wherever it is met."""
+"""Writing: whole or not at all, where nothing is and nobody else writes; a full disk is an error of its own."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 from lib_mlx.errors import DiskFull, InvalidArgument
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_MARK, _LOCK = ".identity", ".lock"
 
 
 def is_full(error: BaseException) -> bool:
@@ -54,6 +56,71 @@ def make_folder(folder: Path) -> None:
 
 def _no_folder(folder: Path, why: str) -> InvalidArgument:
     return InvalidArgument(f"{folder} cannot be a folder: {why}.", hint="Choose another place.", param="output_path")
+
+
+def check_new(target: Path) -> None:
+    """Refuse a place where something is."""
+    if target.exists():
+        raise InvalidArgument(
+            f"{target} exists already.", hint="Remove it or choose another place.", param="output_path"
+        )
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path, identity: str = "") -> Iterator[Path]:
+    """Give a folder to fill, which becomes the new folder `target` whole or not at all.
+
+    What an attempt of the same `identity` left is in it, also that of a killed process. Without one nothing is, and
+    what fails leaves nothing.
+
+    Raises:
+        InvalidArgument: `target` exists, cannot be made, or is being written by another process.
+        DiskFull: there is no room for it.
+    """
+    check_new(target)
+    staged = target.with_name(f".{target.name}.partial")
+    with room_on(target.parent), _alone(staged, target):
+        _keep_what_fits(staged, identity)
+        try:
+            yield staged
+            for name in (_MARK, _LOCK):
+                (staged / name).unlink()
+            staged.rename(target)
+        except BaseException:
+            if not identity:
+                shutil.rmtree(staged, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def _alone(staged: Path, target: Path) -> Iterator[None]:
+    import filelock
+
+    make_folder(staged)
+    lock = filelock.FileLock(staged / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise InvalidArgument(
+            f"{target} is being written by another process.",
+            hint="Wait until it has ended, or choose another place.",
+            param="output_path",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _keep_what_fits(staged: Path, identity: str) -> None:
+    mark = staged / _MARK
+    if not (identity and mark.is_file() and mark.read_text() == identity):
+        for path in staged.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != _LOCK:
+                path.unlink()
+    mark.write_text(identity)
 
 
 @contextlib.contextmanager

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-import filelock
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from lib_mlx.errors import InvalidArgument
-from lib_mlx.models.disk import make_folder, room_on, staged_file
+from lib_mlx.models.disk import staged_file, staged_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +20,6 @@ if TYPE_CHECKING:
 
 PART_BYTES = 4 << 30  # the most that one file holds
 _INDEX = "model.safetensors.index.json"
-_MARK, _LOCK = ".identity", ".lock"
 
 
 def write_model(
@@ -54,21 +50,13 @@ def write_model(
         InvalidArgument: `target` exists, cannot be made, or is being written by another process.
         DiskFull: there is no room for it.
     """
-    if target.exists():
-        raise InvalidArgument(
-            f"{target} exists already.", hint="Remove it or choose another place.", param="output_path"
-        )
     arrays: list[tuple[str, mx.array]] = sorted([*cast("Any", tree_flatten(network.parameters())), *apart.items()])
-    network.clear()  # the arrays are freed when they are written
     sizes = {name: array.nbytes for name, array in arrays}
     total, done = sum(sizes.values()), 0
     parts = list(_parts(sizes, PART_BYTES))
     identity = f"{key}\0{[(name, array.shape, str(array.dtype)) for name, array in arrays]}\0{parts}"
-    staged = target.with_name(f".{target.name}.partial")
-    with room_on(target.parent), _alone(staged, target), contextlib.ExitStack() as undo:
-        _keep_what_fits(staged, hashlib.sha256(identity.encode()).hexdigest() if key else "")
-        if not key:
-            undo.callback(shutil.rmtree, staged, ignore_errors=True)
+    with staged_folder(target, hashlib.sha256(identity.encode()).hexdigest() if key else "") as staged:
+        network.clear()  # the arrays are freed when they are written
         left = dict(arrays)
         del arrays
         for number, names in enumerate(parts, 1):
@@ -78,8 +66,6 @@ def write_model(
             progress(done, total)
         _copy_rest(source, staged)
         _finish(staged, config, parts, sizes)
-        staged.rename(target)
-        undo.pop_all()
     return target
 
 
@@ -107,35 +93,6 @@ def _part_name(number: int, count: int) -> str:
     return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
-@contextlib.contextmanager
-def _alone(staged: Path, target: Path) -> Iterator[None]:
-    """Make the folder that becomes `target`, which nobody else writes meanwhile; a killed process does not keep it."""
-    make_folder(staged)
-    lock = filelock.FileLock(staged / _LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise InvalidArgument(
-            f"{target} is being written by another process.",
-            hint="Wait until it has ended, or choose another place.",
-            param="output_path",
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _keep_what_fits(staged: Path, identity: str) -> None:
-    """Remove what was written for something else."""
-    mark = staged / _MARK
-    if not (identity and mark.is_file() and mark.read_text() == identity):
-        for file in staged.iterdir():
-            if file.name != _LOCK:
-                file.unlink()
-    mark.write_text(identity)
-
-
 def _write_part(path: Path, arrays: dict[str, mx.array]) -> None:
     if path.exists():  # it was renamed when it was whole
         return
@@ -156,5 +113,3 @@ def _finish(staged: Path, config: dict[str, Any], parts: list[list[str]], sizes:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         (staged / _INDEX).write_text(json.dumps(index, indent=2))
     (staged / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
-    for name in (_MARK, _LOCK):
-        (staged / name).unlink()

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from lib_mlx.engine import heap
 from lib_mlx.engine.imports import import_on_worker
 from lib_mlx.engine.worker import get_worker
-from lib_mlx.errors import InvalidArgument, LoadCancelled
+from lib_mlx.errors import LoadCancelled
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
+from lib_mlx.models.disk import check_new
 from lib_mlx.models.upstream_vlm import import_mlx_vlm
 
 if TYPE_CHECKING:
@@ -45,10 +46,7 @@ def fuse(
         InvalidArgument: `output_path` exists.
         LoadCancelled: `cancelled` said so; nothing is left.
     """
-    if output_path.exists():
-        raise InvalidArgument(
-            f"{output_path} exists already.", hint="Remove it or choose another place.", param="output_path"
-        )
+    check_new(output_path)
     checkpoint = inspect(store.resolve(model_path))
     import_on_worker("lib_mlx.models.upstream_tuner")
     if checkpoint.has_towers:

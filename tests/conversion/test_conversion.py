@@ -180,6 +180,7 @@ def test_a_killed_conversion_is_gone_on_with(tiny: Path, tmp_path: Path, monkeyp
 def test_models_with_encoders(make: Callable[..., Converted], tmp_path: Path) -> None:
     """None loses its eyes: of a GUI-Actor the language model is quantised, others are refused by name."""
     actor, plain = GUI / "models/tiny-gui-actor-qwen2vl", GUI / "models/tiny-qwen2-vl"
+    steps: list[tuple[str, int, int]] = []
     made = make(model_path=str(actor), bits=8)
     before, after = (
         {name: array for file in path.glob("*.safetensors") for name, array in load_file(file).items()}
@@ -195,7 +196,12 @@ def test_models_with_encoders(make: Callable[..., Converted], tmp_path: Path) ->
     for told in ({}, {"bits": 4}, {"dtype": "float16"}):
         with pytest.raises(UnsupportedFeature, match="has encoders"):
             make(model_path=str(plain), output_path=str(tmp_path / "other"), **told)
+    told = {"model_path": str(actor), "output_path": str(tmp_path / "other"), "bits": 4}
+    with pytest.raises(LoadCancelled):
+        convert(parse_config(ConvertConfig, told), cancelled=lambda: True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    convert(parse_config(ConvertConfig, told), lambda *told: steps.append(told))
+    assert [(stage, done == total > 0) for stage, done, total in steps] == [("write", True)]
 
 
 def test_what_is_wrong(make: Callable[..., Converted], tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lib_mlx.errors import InvalidArgument, LoadCancelled
+from lib_mlx.errors import LoadCancelled
+from lib_mlx.models.disk import check_new
 from lib_mlx.models.gguf.architectures import Plan
 from lib_mlx.models.gguf.file import GgufFile, corrupt
 from lib_mlx.models.gguf.safetensors import SafetensorsWriter
@@ -52,8 +53,7 @@ def convert_gguf(
         InvalidArgument: `target` exists.
         LoadCancelled: `cancelled` said so.
     """
-    if target.exists():
-        raise InvalidArgument(f"{target} exists already.", hint="Remove it or choose another place.")
+    check_new(target)
     with GgufFile(source) as file:
         try:
             plan = Plan(file)
