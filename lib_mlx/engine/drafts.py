@@ -18,6 +18,10 @@ _LONGEST, _SHORTEST = 4, 2  # tokens that must have stood before for what follow
 class Draft(Protocol):
     """Guesses for one request."""
 
+    @property
+    def nbytes(self) -> int:
+        """What its cache takes now."""
+
     def propose(self, tokens: Sequence[int], count: int) -> list[int]:
         """Return at most `count` tokens that may follow `tokens`, which begin as at the last call."""
 
@@ -31,6 +35,11 @@ class PromptLookup:
     def __init__(self) -> None:
         self._places: dict[tuple[int, ...], int] = {}  # by some tokens: where what follows them begins, the last time
         self._known = 0
+
+    @property
+    def nbytes(self) -> int:
+        """See `Draft`."""
+        return 0
 
     def propose(self, tokens: Sequence[int], count: int) -> list[int]:
         """See `Draft`."""
@@ -52,6 +61,11 @@ class DraftModel:
         self._network = network
         self._cache = new_cache(network)
         self._held: list[int] = []  # what the cache has
+
+    @property
+    def nbytes(self) -> int:
+        """See `Draft`."""
+        return sum(layer.nbytes for layer in self._cache)
 
     def propose(self, tokens: Sequence[int], count: int) -> list[int]:
         """See `Draft`."""

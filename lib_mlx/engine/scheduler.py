@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lib_mlx.engine.media_encoder import EncodingJob, MediaEncoder
     from lib_mlx.engine.mirror import LeadingGenerator
     from lib_mlx.errors import LibMlxError
-    from lib_mlx.models.kv_cache import CacheKind, KVCache
+    from lib_mlx.models.kv_cache import CacheKind, Footprint, KVCache
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class Scheduler:
         prefill_rate: a first guess of the prompt tokens per second; what is measured later bounds the work per step.
         prefix_bytes: bound on what is kept of past requests.
         kv_bytes: bound on all caches, those of past requests included; None: as the machine's free memory allows.
+        row: what a row takes; None: its cache alone.
         encoder: encodes images, if the network reads them.
         new_batch: makes a generator of rows in the place of mlx-lm's.
     """
@@ -66,6 +67,7 @@ class Scheduler:
         prefill_rate: float = 4096,
         prefix_bytes: int = 0,
         kv_bytes: int | None = None,
+        row: Footprint | None = None,
         encoder: MediaEncoder | None = None,
         new_batch: Callable[[], SerialGenerator | LeadingGenerator] | None = None,
     ) -> None:
@@ -76,7 +78,7 @@ class Scheduler:
         self._network = network
         self._eos = StopSequences([(token,) for token in sorted(eos)])
         self._kind = cache
-        self._budget = KVBudget(cache.row, kv_bytes)
+        self._budget = KVBudget(row or cache.row, kv_bytes)
         self._max_rows = max_rows
         self._pace = PrefillPace(prefill_rate)
         self._waiting: list[Job] = []

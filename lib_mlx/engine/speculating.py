@@ -13,6 +13,7 @@ from lib_mlx.engine.speculation import SpeculativeGenerator
 from lib_mlx.errors import InvalidArgument, UnsupportedFeature
 from lib_mlx.models import store
 from lib_mlx.models.checkpoint import inspect
+from lib_mlx.models.kv_cache import Footprint
 from lib_mlx.models.loader import load_weights
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Speculation:
     new_batch: Callable[[], SpeculativeGenerator]
     nbytes: int
     """What the draft model takes in memory."""
+    row: Footprint
+    """What its cache takes of each row."""
 
 
 def speculation(
@@ -57,11 +60,11 @@ def speculation(
             param=named,
         )
     new_draft: Callable[[], Draft] = PromptLookup
-    nbytes = 0
+    nbytes, row = 0, Footprint()
     if config.draft_model_path:
         draft = _draft_weights(checkpoint, weights, config, cancelled)
-        new_draft, nbytes = partial(DraftModel, draft.network), draft.nbytes
-    return Speculation(lambda: SpeculativeGenerator(weights.network, new_draft, config.draft_tokens), nbytes)
+        new_draft, nbytes, row = partial(DraftModel, draft.network), draft.nbytes, draft.cache.row
+    return Speculation(lambda: SpeculativeGenerator(weights.network, new_draft, config.draft_tokens), nbytes, row)
 
 
 def _draft_weights(

@@ -30,7 +30,7 @@ class _Course:
     """What is decided of one row and not told yet, and how far its guesses are to be trusted."""
 
     def __init__(self, draft: Draft, most: int) -> None:
-        self._draft = draft
+        self.draft = draft
         self._most = most
         self._count = min(_FIRST, most)
         self._rest = self._pause = 0  # tokens until the next guess
@@ -43,7 +43,7 @@ class _Course:
             self._rest -= 1
             return []
         count = min(self._count, room)
-        return self._draft.propose([*tokens, last], count) if count > 0 else []
+        return self.draft.propose([*tokens, last], count) if count > 0 else []
 
     def learn(self, guessed: int, right: int) -> None:
         """Guess more after what was right, and less, or for a while nothing, after what was wrong."""
@@ -70,6 +70,11 @@ class SpeculativeGenerator(SerialGenerator):
         self._courses: dict[int, _Course] = {}
         self.guessed = self.right = 0
         """Tokens of all rows so far."""
+
+    @property
+    def prompt_cache_nbytes(self) -> int:
+        """See `SerialGenerator`; with what the drafts' caches take."""
+        return super().prompt_cache_nbytes + sum(course.draft.nbytes for course in self._courses.values())
 
     def remove(self, uids: Iterable[int], return_prompt_caches: bool = False) -> dict[int, tuple[list[Any], list[int]]]:
         """See `SerialGenerator`."""

@@ -28,6 +28,10 @@ class Footprint:
     fixed: int = 0
     """What does not grow: the state of recurrent layers."""
 
+    def __add__(self, other: Footprint) -> Footprint:
+        """Return that of both caches together."""
+        return Footprint(self.per_token + other.per_token, self.windows + other.windows, self.fixed + other.fixed)
+
     def of(self, tokens: int) -> int:
         """Return the bytes of a row of `tokens` at most: a cache grows by whole steps from wherever it is full."""
         held = tokens + _STEP - 1

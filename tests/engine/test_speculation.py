@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import lib_mlx
-from lib_mlx.engine.drafts import PromptLookup
+from lib_mlx.engine.drafts import DraftModel, PromptLookup
 from lib_mlx.engine.speculation import _Course
-from lib_mlx.errors import InvalidArgument, UnsupportedFeature
+from lib_mlx.engine.worker import get_worker
+from lib_mlx.errors import InsufficientMemory, InvalidArgument, UnsupportedFeature
 from lib_mlx.generation import Constraint, SamplingParams
 from lib_mlx.runtime import get_runtime
 from tests.checkpoints import build
@@ -130,6 +131,23 @@ def test_cancelled_in_the_middle(models: tuple[Path, Path]) -> None:
                 next(stream)
             stream.close()  # type: ignore[attr-defined]  # it is a generator
         assert model.generate(PROMPTS[0], **told).text == expected
+
+
+def test_the_cache_of_the_draft_counts(models: tuple[Path, Path]) -> None:
+    """What fits a memory limit beside the cache of one model need not fit beside those of two."""
+    with lib_mlx.load_model(models[0]) as model:
+        engine = get_runtime().engine(model._handle)
+        weights, row = engine.weight_bytes, engine._scheduler._kind.row.of(100)
+        draft = get_worker().run(DraftModel, engine._scheduler._network)
+        get_worker().run(draft.propose, [1] * 100, 2)
+        assert draft.nbytes == 256 * engine._scheduler._kind.row.per_token
+    limit = {"memory_limit_bytes": weights + row + row // 2, "prefix_cache_bytes": 0}
+    with lib_mlx.load_model(models[0], **limit) as model:
+        assert model.generate(PROMPTS[0], max_tokens=2).usage.completion == 2
+    limit["memory_limit_bytes"] += weights
+    drafted = lib_mlx.load_model(models[0], draft_model_path=str(models[1]), **limit)
+    with drafted as model, pytest.raises(InsufficientMemory, match="less memory for it"):
+        model.generate(PROMPTS[0], max_tokens=2)
 
 
 def test_what_cannot_be_guessed_for(models: tuple[Path, Path], crafted: Path, tmp_path: Path) -> None:
