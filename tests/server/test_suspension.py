@@ -117,18 +117,12 @@ def test_a_load_under_way(model: lib_mlx.Model, crafted: Path) -> None:
         return str(httpx2.get(f"{server.base_url}/v1/models/other").json()["status"])
 
     for delay in (0.0, 0.01, 0.05, 0.1):
-        asking = threading.Thread(
-            target=lambda: answers.append(
-                httpx2.post(server.base_url + CHAT, json=hello("other"), timeout=30).status_code
-            )
-        )
+        asking = threading.Thread(target=ask)
         asking.start()
         time.sleep(delay)
         suspend(model)
+        eventually(lambda: status() in {"available", "suspended"})
         busy = get_worker().run(time.thread_time)
-        eventually(
-            lambda: httpx2.get(f"{server.base_url}/v1/models/other").json()["status"] in {"available", "suspended"}
-        )
         time.sleep(0.1)
         assert get_worker().run(time.thread_time) - busy < 0.05
         resume(model)
