@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from lib_mlx.errors import Internal, NotFound, error_from_json
@@ -46,19 +46,23 @@ class Client:
         return value
 
     def health(self) -> str:
-        """Return what the server says of itself: `ok`, or why it takes no requests; raises NotFound if it is silent."""
+        """Return what the server says of itself: `ok`, or why it takes no requests; raises as `ask` does."""
         _, value = self._exchange("GET", "/health")
-        return str(value["status"])
+        if not isinstance(value, dict) or not isinstance(value.get("status"), str):
+            raise _error(value)
+        return cast("str", value["status"])
 
     def _exchange(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
         from http.client import HTTPException
 
-        connection = self._connect()
+        connection = connect(self._base_url, self._timeout_s)
         headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
         content = None
         if body is not None:
             content, headers["Content-Type"] = json.dumps(body), "application/json"
         try:
+            if self._uds is not None:
+                self._open_socket(connection, self._uds)
             connection.request(method, path, content, headers)
             answer = connection.getresponse()
             value = json.loads(answer.read())
@@ -68,15 +72,12 @@ class Client:
             connection.close()
         return answer.status, value
 
-    def _connect(self) -> HTTPConnection:
+    def _open_socket(self, connection: HTTPConnection, path: str) -> None:
         import socket
 
-        connection = connect(self._base_url, self._timeout_s)
-        if self._uds is not None:
-            connection.sock = socket.socket(socket.AF_UNIX)
-            connection.sock.settimeout(self._timeout_s)
-            connection.sock.connect(self._uds)
-        return connection
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(self._timeout_s)
+        connection.sock.connect(path)
 
 
 def connect(base_url: str, timeout_s: float = _TIMEOUT_S) -> HTTPConnection:

@@ -106,11 +106,11 @@ def status(
 def _health(state: ServiceState) -> str:
     """Return what its server says of itself, or that it says nothing."""
     from lib_mlx.cli.client import Client
-    from lib_mlx.errors import NotFound
+    from lib_mlx.errors import LibMlxError
 
     try:
         return Client.of(state, timeout_s=_HEALTH_S).health()
-    except NotFound:
+    except LibMlxError:
         return "not answering"
 
 

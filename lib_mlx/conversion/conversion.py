@@ -63,11 +63,11 @@ def convert(
     pieces = _pieces(config, checkpoint) if config.text_path else []
     worker = get_worker()
     import_on_worker("lib_mlx.conversion.quantization")
-    if checkpoint.has_towers and is_pointer_model(checkpoint.config):
-        _quantize_actor(config, source, target, progress, cancelled)
-        return Converted(target, _weight_bytes(source), _weight_bytes(target))
     try:
-        worker.run(_convert, config, checkpoint, target, pieces, progress, cancelled)
+        if checkpoint.has_towers and is_pointer_model(checkpoint.config):
+            _quantize_actor(config, source, target, progress, cancelled)
+        else:
+            worker.run(_convert, config, checkpoint, target, pieces, progress, cancelled)
     finally:
         worker.run(heap.release)
     return Converted(target, _weight_bytes(source), _weight_bytes(target))
@@ -91,14 +91,14 @@ def _quantize_actor(
     import_on_worker("lib_mlx.grounding.quantization")
     from lib_mlx.grounding.quantization import quantize_checkpoint
 
-    between, written = partial(_breathe, cancelled), partial(progress, "write")
+    written, between = partial(progress, "write"), partial(_breathe, cancelled)
     get_worker().run(quantize_checkpoint, source, target, told["bits"], written, between)
 
 
 def _breathe(cancelled: Callable[[], bool]) -> None:
     get_worker().breathe()
     if cancelled():
-        raise LoadCancelled("The conversion was cancelled.", hint="The same command goes on with it.")
+        raise LoadCancelled("The conversion was cancelled.", hint="Start it again; parts of a text model are kept.")
 
 
 def _convert(
@@ -139,7 +139,7 @@ def _convert(
         checkpoint.path,
         target,
         key=_key(config, checkpoint.path),
-        progress=lambda done, total: progress("write", done, total),
+        progress=partial(progress, "write"),
         between=partial(_breathe, cancelled),
     )
 

@@ -141,7 +141,7 @@ def new_scheduler(
         prefill_rate=256 if mx.default_device() == mx.cpu else 4096,
         prefix_bytes=prefix_bytes,
         kv_bytes=kv_bytes,
-        row=weights.cache.row + guesses.row if guesses else weights.cache.row,
+        row=weights.cache.row + guesses.row if guesses else None,
         encoder=encoder,
         new_batch=leading(weights, ranks) if ranks else guesses.new_batch if guesses else None,
     )

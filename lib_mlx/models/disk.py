@@ -80,16 +80,17 @@ def staged_folder(target: Path, identity: str = "") -> Iterator[Path]:
     check_new(target)
     staged = target.with_name(f".{target.name}.partial")
     with room_on(target.parent), _alone(staged, target):
-        _keep_what_fits(staged, identity)
         try:
+            check_new(target)  # whoever had the lock may have just made it
+            _keep_what_fits(staged, identity)
             yield staged
-            for name in (_MARK, _LOCK):
-                (staged / name).unlink()
             staged.rename(target)
         except BaseException:
             if not identity:
                 shutil.rmtree(staged, ignore_errors=True)
             raise
+        for name in (_MARK, _LOCK):  # last: while the folder has its name, nobody else is given it
+            (target / name).unlink()
 
 
 @contextlib.contextmanager

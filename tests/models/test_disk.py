@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lib_mlx.errors import DiskFull
-from lib_mlx.models.disk import room_on
+from lib_mlx.errors import DiskFull, InvalidArgument
+from lib_mlx.models import disk
+from lib_mlx.models.disk import room_on, staged_folder
 from tests.checkpoints.tiny import build_tiny
 from tests.models.gguf_files import write_gguf
 from tests.models.test_fetch import DIGEST, NAME
@@ -86,6 +87,35 @@ def test_the_folder_is_named(tmp_path: Path) -> None:
         Path("/dev/full").write_bytes(b"x")
     with pytest.raises(FileNotFoundError), room_on(tmp_path):
         (tmp_path / "nowhere" / "file").touch()
+
+
+def test_a_staged_folder(tmp_path: Path) -> None:
+    """It appears whole, one writer fills it, and what is left of a failure is what the same attempt goes on with."""
+    target = tmp_path / "made"
+    for identity, kept in (("", []), ("one", ["part"]), ("two", ["part"])):
+        with pytest.raises(InvalidArgument, match="another process"):
+            _write_twice(target, identity)
+        assert [path.name for path in tmp_path.glob(".made.partial/[!.]*")] == kept
+    with staged_folder(target, "two") as staged:
+        assert (staged / "part").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["made", "part"]
+    with pytest.raises(InvalidArgument, match="exists already"), staged_folder(target):
+        pass
+
+
+def _write_twice(target: Path, identity: str) -> None:
+    with staged_folder(target, identity) as staged:
+        (staged / "part").touch(exist_ok=False)
+        with staged_folder(target, identity):
+            pass
+
+
+def test_a_folder_that_came_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waited for it, and has the lock just after it was made, is told that it exists; nothing is left."""
+    monkeypatch.setattr(disk, "make_folder", lambda folder: (folder.mkdir(), (tmp_path / "made").mkdir()))
+    with pytest.raises(InvalidArgument, match="exists already"), disk.staged_folder(tmp_path / "made"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 TRAIN = """

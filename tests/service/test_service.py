@@ -109,6 +109,18 @@ def test_a_service_that_takes_no_requests(run: Callable[..., subprocess.Complete
     assert run("status").stdout.endswith(f"(pid {state.pid})\n")
 
 
+def test_a_service_whose_socket_is_gone(
+    run: Callable[..., subprocess.CompletedProcess[str]], crafted: Path, tmp_path: Path
+) -> None:
+    """Commands that ask it say that it does not answer, and the status does."""
+    uds = tmp_path / "socket"
+    run("start", crafted, "--uds", uds)
+    assert run("status").stdout.split("(pid ")[1].endswith(")\n")
+    uds.unlink()
+    assert run("status").stdout.endswith(", not answering\n")
+    assert "does not answer" in run("ps", code=1).stderr
+
+
 def test_two_services(run: Callable[..., subprocess.CompletedProcess[str]], crafted: Path) -> None:
     """Two of different names live beside each other on ports of their own."""
     run("start", crafted, "--port", 0)
